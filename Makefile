@@ -1,0 +1,50 @@
+# Two commands are the whole set-up on a fresh machine: `make demo` and `make test`.
+# Nothing but Python 3.10+ and make is needed; both make .venv once and reuse it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: help demo test test-slow check format demo-seeds clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: $(RUN_STAMP) ## the whole way on real digits: teacher, student, INT8, bundle, bench, report
+	$(BIN)/edgebert demo -o runs/demo
+
+test: $(DEV_STAMP) ## the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(DEV_STAMP) ## the long sweeps as well: threads, kills at each stage, the whole recipe
+	$(BIN)/python -m pytest
+
+check: $(DEV_STAMP) ## format, lint and types, as CI runs them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: $(DEV_STAMP) ## write the format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo-seeds: $(RUN_STAMP) ## the demo over five seeds, with the medians the README states
+	$(BIN)/python benchmarks/demo_seeds.py
+
+clean: ## remove .venv and what the demo made
+	rm -rf $(VENV) runs
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python {v.major}.{v.minor} is too old: 3.10 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[openvino,onnxruntime,train,export,recipe,report]"
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@

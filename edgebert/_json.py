@@ -1,0 +1,119 @@
+"""Strict JSON for everything edgebert writes and later reads back: no duplicate keys, no NaN, bounded size and depth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NoReturn, TypeAlias, Union
+
+from edgebert.errors import BadDataError
+
+JsonValue: TypeAlias = Union[None, bool, int, float, str, Sequence["JsonValue"], Mapping[str, "JsonValue"]]
+JsonObject: TypeAlias = Mapping[str, JsonValue]
+
+_MAX_DEPTH = 32
+
+
+def dump_json(value: JsonValue) -> str:
+    """Return `value` as JSON text with sorted keys: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_json_object(text: bytes | str, *, what: str, max_bytes: int = 64 << 20) -> dict[str, JsonValue]:
+    """Parse one JSON object strictly.
+
+    Args:
+        text: UTF-8 bytes or text.
+        what: what is being read, for the message, such as "manifest.json of `widgets.edgebert`".
+        max_bytes: longer input is refused unread.
+
+    Raises:
+        BadDataError: not UTF-8, not JSON, a duplicate key, NaN or infinity, nested too deep, too long, not an object.
+    """
+    if len(text) > max_bytes:
+        raise BadDataError(f"{what} has {len(text):,} bytes", expected=f"at most {max_bytes:,}")
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(decoded, object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{what} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadDataError(f"{what} holds a {type(value).__name__}", expected="a JSON object")
+    if _depth(value) > _MAX_DEPTH:
+        raise BadDataError(f"{what} is nested deeper than {_MAX_DEPTH} levels")
+    return value
+
+
+class Fields:
+    """Typed access to the fields of a parsed JSON object; every mismatch is a `BadDataError` naming the field."""
+
+    def __init__(self, value: JsonValue, *, what: str) -> None:
+        if not isinstance(value, Mapping):
+            raise BadDataError(f"{what} holds `{value!r}`", expected="a JSON object")
+        self.value = value
+        self.what = what
+
+    def _refuse(self, key: str, expected: str) -> NoReturn:
+        found = f"`{self.value[key]!r:.80}`" if key in self.value else "nothing"
+        raise BadDataError(f"{self.what} holds {found} as `{key}`", expected=expected)
+
+    def text(self, key: str) -> str:
+        value = self.value.get(key)
+        return value if isinstance(value, str) else self._refuse(key, "a string")
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self.value.get(key) is None else self.text(key)
+
+    def integer(self, key: str) -> int:
+        value = self.value.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else self._refuse(key, "an integer")
+
+    def number(self, key: str) -> float:
+        value = self.value.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        return self._refuse(key, "a number")
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.value.get(key)
+        if isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value):
+            return tuple(str(entry) for entry in value)
+        return self._refuse(key, "a list of strings")
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        value = self.value.get(key)
+        if not isinstance(value, (list, tuple)):
+            return self._refuse(key, "a list of numbers")
+        numbers = [float(entry) for entry in value if isinstance(entry, (int, float)) and not isinstance(entry, bool)]
+        return tuple(numbers) if len(numbers) == len(value) else self._refuse(key, "a list of numbers")
+
+    def fields(self, key: str) -> Fields:
+        value = self.value.get(key)
+        return Fields(value, what=f"{self.what}, `{key}`") if isinstance(value, Mapping) else self._refuse(key, "an object")
+
+    def list_of_fields(self, key: str) -> tuple[Fields, ...]:
+        value = self.value.get(key)
+        if not isinstance(value, (list, tuple)):
+            return self._refuse(key, "a list of objects")
+        return tuple(Fields(entry, what=f"{self.what}, `{key}`[{index}]") for index, entry in enumerate(value))
+
+
+def _object_without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"duplicate key `{key}`")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"`{name}` is not a finite number")
+
+
+def _depth(value: JsonValue) -> int:
+    if isinstance(value, Mapping):
+        return 1 + max((_depth(entry) for entry in value.values()), default=0)
+    if isinstance(value, (list, tuple)):
+        return 1 + max((_depth(entry) for entry in value), default=0)
+    return 0

@@ -1,0 +1,1 @@
+"""Measures accuracy and latency of the same artefact in the same process."""

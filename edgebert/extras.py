@@ -1,0 +1,107 @@
+"""The optional packages: which extra brings each, the lowest version accepted, and one way to import them.
+
+>>> FLOORS["numpy"]
+'1.24'
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import sys
+from types import ModuleType
+
+from edgebert.errors import UnavailableError
+
+# Module name -> distribution name, where they differ.
+DISTRIBUTIONS = {"PIL": "Pillow", "sklearn": "scikit-learn"}
+
+# Extra -> the modules it brings, in the order `doctor` lists them.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt",),
+    "train": ("torch", "transformers", "accelerate", "safetensors", "datasets", "kornia", "sklearn"),
+    "export": ("onnx", "onnxscript", "nncf"),
+    "recipe": ("pydantic",),
+    "report": ("matplotlib", "jinja2"),
+    "remote": ("asyncssh",),
+    "tune": ("optuna",),
+    "sign": ("model_signing",),
+}
+
+# Lowest versions accepted. torch, transformers, onnx, onnxruntime, Pillow and asyncssh: the first without the
+# vulnerabilities listed in SECURITY.md. A test compares this table with pyproject.toml.
+FLOORS = {
+    "numpy": "1.24",
+    "PIL": "12.3",
+    "typer": "0.15",
+    "openvino": "2026.1",
+    "onnxruntime": "1.28.3" if sys.version_info >= (3, 11) else "1.23.2",
+    "tensorrt": "10.3",
+    "torch": "2.13",
+    "transformers": "5.3",
+    "accelerate": "1.12",
+    "safetensors": "0.6",
+    "datasets": "4.0",
+    "kornia": "0.8",
+    "sklearn": "1.5",
+    "onnx": "1.23",
+    "onnxscript": "0.5",
+    "nncf": "3.0",
+    "pydantic": "2.11",
+    "matplotlib": "3.9",
+    "jinja2": "3.1.6",
+    "asyncssh": "2.23.1",
+    "optuna": "4.0",
+    "model_signing": "1.1",
+}
+
+_EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra."""
+    if extra == "tensorrt":
+        return "on a Jetson: sudo apt-get install python3-libnvinfer"
+    return f'pip install "edgebert[{extra}]"'
+
+
+def installed_version(module: str) -> str | None:
+    """Return the installed version of a module's distribution, or None; the module is not imported."""
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(module, module))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def below_floor(module: str, version: str) -> bool:
+    """Say whether `version` is lower than the lowest accepted one."""
+    return _numbers(version) < _numbers(FLOORS[module])
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional module.
+
+    Raises:
+        UnavailableError: it is not installed, or older than the floor; the message holds the command that adds it.
+    """
+    extra = _EXTRA_OF[module.partition(".")[0]]
+    version = installed_version(module.partition(".")[0])
+    if version is not None and below_floor(module.partition(".")[0], version):
+        raise UnavailableError(
+            f"`{module}` {version} is installed",
+            expected=f"{FLOORS[module.partition('.')[0]]} or newer",
+            hint=install_command(extra),
+        )
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UnavailableError(f"`{module}` is not installed ({error})", hint=install_command(extra)) from error
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numeric components: `2.13.0+cpu` -> (2, 13, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()

@@ -1,0 +1,72 @@
+"""The target table: one name decides backend, device and the form of the compiled model.
+
+>>> resolve_target("intel-cpu").backend
+'openvino'
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from edgebert.errors import UsageError
+
+Backend = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
+Form = Literal["ir", "ort", "engine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A kind of device to compile for.
+
+    Attributes:
+        name: what `--target` takes.
+        backend: the runner that executes the compiled form.
+        device: the backend's own name of the device.
+        form: what `compile` makes: OpenVINO IR, an ONNX Runtime graph, or a TensorRT engine.
+        opset: newest ONNX opset the target's parser is known to read.
+        summary: one line for `edgebert targets`.
+    """
+
+    name: str
+    backend: Backend
+    device: str
+    form: Form
+    opset: int
+    summary: str
+
+
+# Opsets: compression.md's table by target; TensorRT 10.3 (JetPack 6.1) reads up to 20, see tensorrt_jetson.md.
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(name="cpu", backend="onnxruntime", device="CPU", form="ort", opset=20, summary="any CPU, ONNX Runtime"),
+        Target(name="intel-cpu", backend="openvino", device="CPU", form="ir", opset=20, summary="Intel CPU, OpenVINO"),
+        Target(name="intel-gpu", backend="openvino", device="GPU", form="ir", opset=20, summary="Intel GPU, OpenVINO"),
+        Target(name="intel-npu", backend="openvino", device="NPU", form="ir", opset=20, summary="Intel NPU, OpenVINO"),
+        *(
+            Target(name=name, backend="tensorrt", device="GPU", form="engine", opset=20, summary=f"{board}, TensorRT")
+            for name, board in (
+                ("jetson", "the Jetson at hand"),
+                ("jetson-orin-nano", "Jetson Orin Nano"),
+                ("jetson-orin-nx", "Jetson Orin NX"),
+                ("jetson-agx-orin", "Jetson AGX Orin"),
+                ("jetson-agx-thor", "Jetson AGX Thor"),
+            )
+        ),
+    )
+}
+
+
+def resolve_target(name: str) -> Target:
+    """Return the target of this name.
+
+    Raises:
+        UsageError: there is none; the nearest name is suggested, never taken.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, n=1)
+    hint = f"did you mean `--target {near[0]}`?" if near else "edgebert targets"
+    raise UsageError(f"no such target: `{name}`", expected=", ".join(TARGETS), hint=hint)

@@ -1,0 +1,1 @@
+"""Trains and distils image classifiers."""
