@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def sha256_of_folder(path: Path) -> str:
     """Return one SHA-256 over the names and contents of all files below a folder."""
     digest = hashlib.sha256()
     for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
-        digest.update(f"{sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n".encode())
+        digest.update(f"{sha256_of_file(file)}  ".encode() + os.fsencode(file.relative_to(path).as_posix()) + b"\n")
     return digest.hexdigest()
 
 
@@ -55,7 +56,12 @@ def read_input(path: Path, *, what: str) -> bytes:
         InputNotFoundError: it is not there, is no regular file, or cannot be read.
     """
     try:
-        return path.read_bytes()
+        # Without O_NONBLOCK the open of a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputNotFoundError(f"cannot read {what} `{path}`", expected="a regular file")
+            return stream.read()
     except OSError as error:
         raise InputNotFoundError(f"cannot read {what} `{path}`: {error.strerror}") from error
 
@@ -208,8 +214,9 @@ def _fsync(path: Path) -> None:
 def _exchange(first: Path, second: Path) -> None:
     """Swap two folders in one step (Linux `renameat2`), so that the final name is never missing."""
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # some C libraries lack it
+        arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+        if renameat2 is not None and renameat2(*arguments) == 0:
             return
     # A file system without the exchange: two renames, the old one back if the second fails.
     aside = first.with_name(first.name + ".old")

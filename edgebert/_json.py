@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, TypeAlias, Union
+from typing import NoReturn, TypeAlias
 
 from edgebert.errors import BadDataError
 
-JsonValue: TypeAlias = Union[None, bool, int, float, str, Sequence["JsonValue"], Mapping[str, "JsonValue"]]
+JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 JsonObject: TypeAlias = Mapping[str, JsonValue]
 
 _MAX_DEPTH = 32
+_MAX_DIGITS = 40  # of an integer: no count needs more, and every such number fits a float
 
 
 def dump_json(value: JsonValue) -> str:
@@ -34,12 +36,19 @@ def parse_json_object(text: bytes | str, *, what: str, max_bytes: int = 64 << 20
         raise BadDataError(f"{what} has {len(text):,} bytes", expected=f"at most {max_bytes:,}")
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(decoded, object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(
+            decoded,
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_bounded_int,
+        )
+        too_deep = _depth(value) > _MAX_DEPTH
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadDataError(f"{what} holds a {type(value).__name__}", expected="a JSON object")
-    if _depth(value) > _MAX_DEPTH:
+    if too_deep:
         raise BadDataError(f"{what} is nested deeper than {_MAX_DEPTH} levels")
     return value
 
@@ -69,10 +78,8 @@ class Fields:
         return value if isinstance(value, int) and not isinstance(value, bool) else self._refuse(key, "an integer")
 
     def number(self, key: str) -> float:
-        value = self.value.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        return self._refuse(key, "a number")
+        number = _finite(self.value.get(key))
+        return self._refuse(key, "a finite number") if number is None else number
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self.value.get(key)
@@ -84,18 +91,33 @@ class Fields:
         value = self.value.get(key)
         if not isinstance(value, (list, tuple)):
             return self._refuse(key, "a list of numbers")
-        numbers = [float(entry) for entry in value if isinstance(entry, (int, float)) and not isinstance(entry, bool)]
-        return tuple(numbers) if len(numbers) == len(value) else self._refuse(key, "a list of numbers")
+        numbers = [number for number in map(_finite, value) if number is not None]
+        return tuple(numbers) if len(numbers) == len(value) else self._refuse(key, "a list of finite numbers")
 
     def fields(self, key: str) -> Fields:
         value = self.value.get(key)
-        return Fields(value, what=f"{self.what}, `{key}`") if isinstance(value, Mapping) else self._refuse(key, "an object")
+        return (
+            Fields(value, what=f"{self.what}, `{key}`")
+            if isinstance(value, Mapping)
+            else self._refuse(key, "an object")
+        )
 
     def list_of_fields(self, key: str) -> tuple[Fields, ...]:
         value = self.value.get(key)
         if not isinstance(value, (list, tuple)):
             return self._refuse(key, "a list of objects")
         return tuple(Fields(entry, what=f"{self.what}, `{key}`[{index}]") for index, entry in enumerate(value))
+
+
+def _finite(value: JsonValue) -> float | None:
+    """Return a number as float; None for anything else, and for `1e999` and integers beyond a float's range."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _object_without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -109,6 +131,19 @@ def _object_without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"`{name}` is not a finite number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"`{text:.40}` is not a finite number")
+    return value
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
 
 
 def _depth(value: JsonValue) -> int:

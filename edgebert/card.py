@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -63,7 +64,9 @@ class ImageSet:
         except (binascii.Error, ValueError) as error:
             raise BadDataError(f"the list of seen images is not base64: {error}") from error
         if len(packed) % _PREFIX_BYTES:
-            raise BadDataError(f"the list of seen images has {len(packed)} bytes", expected=f"a multiple of {_PREFIX_BYTES}")
+            raise BadDataError(
+                f"the list of seen images has {len(packed)} bytes", expected=f"a multiple of {_PREFIX_BYTES}"
+            )
         return cls(frozenset(packed[at : at + _PREFIX_BYTES] for at in range(0, len(packed), _PREFIX_BYTES)))
 
 
@@ -174,7 +177,9 @@ class ModelCard:
             raise BadDataError(f"{what} has task `{fields.text('task')}`", expected="`single-label`")
         return cls(
             class_names=fields.texts("class_names"),
-            preprocessing=Preprocessing.from_json(fields.fields("preprocessing").value, what=f"{what}, `preprocessing`"),
+            preprocessing=Preprocessing.from_json(
+                fields.fields("preprocessing").value, what=f"{what}, `preprocessing`"
+            ),
             provenance=Provenance.from_json(fields.fields("provenance").value, what=f"{what}, `provenance`"),
             seen=ImageSet.from_text(fields.text("seen")),
         )
@@ -186,7 +191,7 @@ def check_class_names(names: tuple[str, ...]) -> None:
         raise BadDataError(f"{len(names)} class(es): {', '.join(names) or 'none'}", expected="at least two classes")
     if len(names) > MAX_CLASSES:
         raise BadDataError(f"{len(names):,} classes", expected=f"at most {MAX_CLASSES:,}")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise BadDataError(f"class name `{twice[0]}` appears more than once")
     if not all(name.strip() for name in names):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 import sys
 from types import ModuleType
@@ -95,10 +96,25 @@ def require(module: str) -> ModuleType:
             expected=f"{FLOORS[module.partition('.')[0]]} or newer",
             hint=install_command(extra),
         )
+    switch_off_telemetry()
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UnavailableError(f"`{module}` is not installed ({error})", hint=install_command(extra)) from error
+
+
+def switch_off_telemetry() -> None:
+    """Keep OpenVINO, NNCF and ONNX Runtime from reporting their use: to be called before any of them is imported.
+
+    `import openvino` alone sends an event to Google Analytics, from a child process; only a consent file in the home
+    folder or a CI variable stops it. Both it and NNCF fall back to stubs where `openvino_telemetry` cannot be imported.
+    `import onnxruntime` (1.29 or newer, not on Windows) starts a thread that sends events to Microsoft, and whose
+    remains keep a forked child from ending; the variable is its full opt-out (microsoft/onnxruntime#27379).
+    """
+    if "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how `import` is told to fail
+    os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch, for a program that imported OpenVINO before us
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,0 +1,89 @@
+"""The table of optional packages agrees with pyproject.toml, and `require` says what to install."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgebert import extras
+from edgebert.errors import UnavailableError
+from edgebert.extras import DISTRIBUTIONS, EXTRAS, FLOORS, below_floor, install_command, installed_version, require
+
+Requirements = dict[str, str]
+
+
+def declared() -> dict[str, Requirements]:
+    """Return extra -> distribution -> floor, as pyproject.toml has them for this Python; "" are the required ones."""
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    requirements = pytest.importorskip("packaging.requirements")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    found: dict[str, Requirements] = {}
+    for extra, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        parsed = [requirements.Requirement(line) for line in lines]
+        found[extra] = {
+            each.name: next(iter(each.specifier)).version
+            for each in parsed
+            if each.name != "edgebert" and (each.marker is None or each.marker.evaluate())
+        }
+    return found
+
+
+def distribution(module: str) -> str:
+    return DISTRIBUTIONS.get(module, module).replace("_", "-")
+
+
+def test_floors_are_those_of_pyproject() -> None:
+    everything = {name: floor for extra in declared().values() for name, floor in extra.items()}
+    for module, floor in FLOORS.items():
+        if module != "tensorrt":  # installed by the system, so pyproject.toml cannot say its floor
+            assert everything[distribution(module)] == floor, module
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_extras_bring_what_pyproject_says(extra: str) -> None:
+    wanted = {name for name in declared()[extra] if name != "tomli"}  # stands in for the standard library's on 3.10
+    modules = {distribution(module) for module in EXTRAS[extra]}
+    assert modules == (wanted or {"tensorrt"})
+
+
+def test_every_optional_module_has_a_floor() -> None:
+    assert {module for modules in EXTRAS.values() for module in modules} <= set(FLOORS)
+
+
+@pytest.mark.parametrize(
+    ("version", "below"),
+    [("2.12.9", True), ("2.13.0", False), ("2.13", False), ("2.13.0+cpu", False), ("3.0", False), ("1.99", True)],
+)
+def test_below_floor_compares_numbers(version: str, below: bool) -> None:
+    assert FLOORS["torch"] == "2.13"
+    assert below_floor("torch", version) is below
+
+
+def test_installed_version_knows_modules_named_unlike_their_distribution() -> None:
+    assert installed_version("PIL")
+    assert installed_version("no_such_module") is None
+
+
+def test_require_imports_what_is_there() -> None:
+    pytest.importorskip("safetensors")
+    assert require("safetensors").__name__ == "safetensors"
+
+
+def test_require_says_what_to_install_when_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    with pytest.raises(UnavailableError) as caught:
+        require("kornia")
+    assert 'hint: pip install "edgebert[train]"' in str(caught.value)
+
+
+def test_require_refuses_a_version_below_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "installed_version", lambda module: "0.9")
+    with pytest.raises(UnavailableError) as caught:
+        require("onnx")
+    assert "`onnx` 0.9 is installed\nexpected: 1.23 or newer" in str(caught.value)
+
+
+def test_install_command_of_tensorrt_is_the_systems() -> None:
+    assert "apt-get" in install_command("tensorrt")
