@@ -217,7 +217,9 @@ def unavailable_device(backend: str, device: str, available: list[str]) -> Unava
 def _runner_class(backend: str) -> type[Runner]:
     if backend not in RUNNERS:
         if backend in get_args(Backend):
-            raise UnavailableError(f"this version of edgebert has no runner for `{backend}`", expected=", ".join(RUNNERS))
+            raise UnavailableError(
+                f"this version of edgebert has no runner for `{backend}`", expected=", ".join(RUNNERS)
+            )
         raise UsageError(f"no such backend: `{backend}`", expected=", ".join(RUNNERS), hint="edgebert targets")
     module_name, _, class_name = RUNNERS[backend].partition(":")
     return cast("type[Runner]", getattr(importlib.import_module(module_name), class_name))

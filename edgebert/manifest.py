@@ -1,0 +1,298 @@
+"""What a bundle says of itself: `manifest.json`, schema `edgebert.bundle/1`.
+
+Everything here is read before any model parser runs, and everything that can be checked without one is checked here.
+
+>>> engine_name("openvino", "CPU"), engine_name("openvino", "GPU")
+('openvino', 'openvino:GPU')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from edgebert._json import Fields, JsonObject, JsonValue
+from edgebert.card import ModelCard
+from edgebert.errors import BadDataError
+from edgebert.target import Backend
+
+BUNDLE_SCHEMA = "edgebert.bundle/1"
+GRAPH_FILE = "model.onnx"
+MIN_CANARIES = 3
+MAX_CANARIES = 8
+
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleForm:
+    """What was compiled for one target.
+
+    Attributes:
+        target: the name that `--target` took.
+        backend: the runner that executes it.
+        device: the backend's own name of the device.
+        files: names inside the bundle; the runner sees their last parts, such as `model.xml` and `model.bin`.
+        machine: the processor architecture it fits, such as `x86_64`; None where it fits any.
+        disabled_optimizers: graph optimisations its backend must not do.
+        versions: package -> version of what made it.
+        notes: what the compiler said of it.
+    """
+
+    target: str
+    backend: Backend
+    device: str
+    files: tuple[str, ...]
+    machine: str | None = None
+    disabled_optimizers: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def engine(self) -> str:
+        """The key of this form's logits in `Canary.logits`."""
+        return engine_name(self.backend, self.device)
+
+    def to_json(self) -> JsonObject:
+        """Return the fields as a JSON object."""
+        return {
+            "target": self.target,
+            "backend": self.backend,
+            "device": self.device,
+            "files": list(self.files),
+            "machine": self.machine,
+            "disabled_optimizers": list(self.disabled_optimizers),
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> BundleForm:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadDataError: a field is missing or of another type.
+        """
+        backend = fields.text("backend")
+        if backend not in get_args(Backend):
+            raise BadDataError(f"{fields.what} has backend `{backend}`", expected=", ".join(get_args(Backend)))
+        versions = fields.fields("versions")
+        return cls(
+            target=fields.text("target"),
+            backend=backend,  # type: ignore[arg-type]  # just checked
+            device=fields.text("device"),
+            files=fields.texts("files"),
+            machine=fields.optional_text("machine"),
+            disabled_optimizers=fields.texts("disabled_optimizers"),
+            versions={name: versions.text(name) for name in versions.value},
+            notes=fields.texts("notes"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """An image whose answer is known: the self-test of a bundle.
+
+    In JSON each logit stands under its class name, so that class names which were put into another order no longer fit
+    what the model answers.
+
+    Attributes:
+        file: a PNG inside the bundle.
+        label: the class name the model decides for. Not always the true one: canaries say that the model still
+            answers as it did, not that it was right.
+        input_sha256: SHA-256 of the uint8 tensor that the preprocessing makes of it (`tensor_sha256`).
+        logits: engine (`engine_name`) -> what it answered when the bundle was made, in the order of the class names.
+        tolerance: engine -> the largest difference of a logit that is no fault (`tolerance_of`).
+    """
+
+    file: str
+    label: str
+    input_sha256: str
+    logits: Mapping[str, tuple[float, ...]]
+    tolerance: Mapping[str, float]
+
+    def to_json(self, class_names: tuple[str, ...]) -> JsonObject:
+        """Return the fields as a JSON object."""
+        return {
+            "file": self.file,
+            "label": self.label,
+            "input_sha256": self.input_sha256,
+            "logits": {engine: dict(zip(class_names, row, strict=True)) for engine, row in self.logits.items()},
+            "tolerance": dict(self.tolerance),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields, class_names: tuple[str, ...]) -> Canary:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadDataError: a field is missing or of another type, or the class names do not fit the logits.
+        """
+        all_logits, tolerance = fields.fields("logits"), fields.fields("tolerance")
+        canary = cls(
+            file=fields.text("file"),
+            label=fields.text("label"),
+            input_sha256=fields.text("input_sha256"),
+            logits={engine: _row(all_logits.fields(engine), class_names) for engine in all_logits.value},
+            tolerance={engine: tolerance.number(engine) for engine in tolerance.value},
+        )
+        if not canary.logits or set(canary.logits) != set(canary.tolerance):
+            raise BadDataError(f"{fields.what} has logits of {sorted(canary.logits)}", expected="each with a tolerance")
+        if canary.label not in class_names:
+            raise BadDataError(f"{fields.what} has label `{canary.label}`", expected=_listed(class_names))
+        for engine, row in canary.logits.items():
+            decision = class_names[int(np.argmax(row))]
+            if decision != canary.label or canary.tolerance[engine] <= 0:
+                raise BadDataError(
+                    f"{fields.what} has label `{canary.label}`, but its logits of `{engine}` say `{decision}` "
+                    f"(tolerance {canary.tolerance[engine]:g})",
+                    expected="the label that the logits give, and a tolerance above 0",
+                )
+        return canary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """`manifest.json`.
+
+    Attributes:
+        name: of the bundle's folder when it was made, without `.edgebert`.
+        card: class names, preprocessing, provenance.
+        precision: of the graph.
+        made_from: SHA-256 of the graph file that was compiled; the bundle's own graph lacks its example images.
+        forms: in the order in which they are tried.
+        canaries: at least three.
+        preprocessing_sha256: of the rule in effect when the canaries were recorded.
+        sizes: bytes of every file but `manifest.json` and `SHA256SUMS`.
+        measured: numbers measured on this bundle, by whom they were measured.
+    """
+
+    name: str
+    card: ModelCard
+    precision: Precision
+    made_from: str
+    forms: tuple[BundleForm, ...]
+    canaries: tuple[Canary, ...]
+    preprocessing_sha256: str
+    sizes: Mapping[str, int]
+    measured: JsonObject = field(default_factory=dict)
+
+    def form(self, target: str) -> BundleForm | None:
+        """Return the form of this target, or None."""
+        return next((form for form in self.forms if form.target == target), None)
+
+    def to_json(self) -> JsonObject:
+        """Return the fields as a JSON object."""
+        return {
+            "schema": BUNDLE_SCHEMA,
+            "name": self.name,
+            "card": self.card.to_json(),
+            "precision": self.precision,
+            "graph": GRAPH_FILE,
+            "made_from": self.made_from,
+            "forms": [form.to_json() for form in self.forms],
+            "canaries": [canary.to_json(self.card.class_names) for canary in self.canaries],
+            "preprocessing_sha256": self.preprocessing_sha256,
+            "sizes": dict(self.sizes),
+            "measured": dict(self.measured),
+        }
+
+    @classmethod
+    def from_json(cls, value: JsonValue, *, what: str) -> Manifest:
+        """Read what `to_json` wrote; unknown fields are left alone, another major version of the schema is refused.
+
+        Raises:
+            BadDataError: a field is missing, of another type or impossible, or the parts do not fit together.
+        """
+        fields = Fields(value, what=what)
+        _check_schema(fields.text("schema"), what)
+        card = ModelCard.from_json(fields.value.get("card"), what=f"{what}, `card`")
+        precision = fields.text("precision")
+        if precision not in get_args(Precision):
+            raise BadDataError(f"{what} has precision `{precision}`", expected=", ".join(get_args(Precision)))
+        sizes = fields.fields("sizes")
+        manifest = cls(
+            name=fields.text("name"),
+            card=card,
+            precision=precision,  # type: ignore[arg-type]  # just checked
+            made_from=fields.text("made_from"),
+            forms=tuple(BundleForm.from_fields(entry) for entry in fields.list_of_fields("forms")),
+            canaries=tuple(Canary.from_fields(entry, card.class_names) for entry in fields.list_of_fields("canaries")),
+            preprocessing_sha256=fields.text("preprocessing_sha256"),
+            sizes={name: sizes.integer(name) for name in sizes.value},
+            measured=dict(fields.fields("measured").value),
+        )
+        _check_parts(manifest, what)
+        return manifest
+
+
+def engine_name(backend: str, device: str) -> str:
+    """Return the name under which canary logits are kept: the backend, and its device where that is not the CPU."""
+    return backend if device == "CPU" else f"{backend}:{device}"
+
+
+def tolerance_of(logits: tuple[float, ...], precision: Precision, device: str) -> float:
+    """Return the largest difference of a logit that another computer may show, as a share of the range of these.
+
+    * FP32 on a CPU: 0.1 %. Only the order of additions differs; AVX2 against AVX-512 changed logits by 1e-7 of the range.
+    * FP32 elsewhere: 2 %, for devices that compute in 16 bits.
+    * INT8: 10 %. Processors without VNNI saturate where others do not: the same INT8 student of the digits in OpenVINO
+      with `ONEDNN_MAX_CPU_ISA=AVX2` moved a logit by 4.8 % of the range, and decided alike.
+
+    Another class order, another model or zeroed weights move logits by much more.
+    """
+    share = 0.1 if precision == "int8" else 0.001 if device == "CPU" else 0.02
+    return max(share * (max(logits) - min(logits)), 1e-5)
+
+
+def _check_schema(schema: str, what: str) -> None:
+    found = re.fullmatch(r"edgebert\.bundle/(\d{1,9})", schema)
+    if found is None:
+        raise BadDataError(f"{what} has schema `{schema:.80}`", expected=f"`{BUNDLE_SCHEMA}`")
+    if schema != BUNDLE_SCHEMA:
+        raise BadDataError(
+            f"{what} has schema `{schema}`",
+            expected=f"`{BUNDLE_SCHEMA}`",
+            hint="use the version of edgebert that made it, or compile the graph again",
+        )
+
+
+def _check_parts(manifest: Manifest, what: str) -> None:
+    """Refuse parts that contradict each other."""
+    if not MIN_CANARIES <= len(manifest.canaries) <= MAX_CANARIES:
+        raise BadDataError(
+            f"{what} has {len(manifest.canaries)} canaries", expected=f"{MIN_CANARIES} to {MAX_CANARIES}"
+        )
+    if len({frozenset(canary.logits) for canary in manifest.canaries}) > 1:
+        raise BadDataError(f"{what} has canaries with logits of different engines", expected="the same ones in each")
+    targets = [form.target for form in manifest.forms]
+    if not targets or len(set(targets)) < len(targets):
+        raise BadDataError(f"{what} has forms for {targets}", expected="at least one, each target once")
+    for form in manifest.forms:
+        if form.engine not in manifest.canaries[0].logits:
+            raise BadDataError(f"{what} has no canary logits of `{form.engine}`", expected="logits for every form")
+    used = [GRAPH_FILE, *(canary.file for canary in manifest.canaries)]
+    used += [name for form in manifest.forms for name in form.files]
+    if set(used) != set(manifest.sizes):
+        odd = sorted(set(used) ^ set(manifest.sizes))
+        raise BadDataError(f"{what} lists `{odd[0]:.80}` in only one of its two places", expected="sizes of every file")
+
+
+def _row(fields: Fields, class_names: tuple[str, ...]) -> tuple[float, ...]:
+    """Return the logits in the order of the class names."""
+    odd = sorted(set(fields.value) ^ set(class_names))
+    if odd:
+        raise BadDataError(
+            f"{fields.what}: class `{odd[0]:.80}` is in only one of the class list ({len(class_names)} names) and the "
+            f"canary's logits ({len(fields.value)})",
+            expected="one logit per class name",
+        )
+    return tuple(fields.number(name) for name in class_names)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
