@@ -44,7 +44,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tracked tree, so that a build leaves nothing in the checkout."""
     copy = tmp_path_factory.mktemp("source") / "edgebert"
     names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     for name in names:
         if (ROOT / name).exists():
@@ -116,7 +120,7 @@ def test_workbench_folders_are_no_top_level_modules(name: str, tmp_path: Path) -
 
 def test_all_extra_composes_the_others() -> None:
     extras = _configuration()["project"]["optional-dependencies"]
-    assert set(extras["all"][0].removeprefix("edgebert[").rstrip("]").split(",")) == set(extras) - {  # type: ignore[attr-defined]  # a list of requirements
+    assert set(extras["all"][0].removeprefix("edgebert[").rstrip("]").split(",")) == set(extras) - {
         "all",
         "dev",
         "tensorrt",

@@ -1,0 +1,384 @@
+"""From a graph to a bundle: compile it for each target, record what it answers, and open the result before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgebert
+from edgebert._files import check_folder_is_free, read_input, staged_folder
+from edgebert.bundle import MANIFEST_FILE, SUMS_FILE, Bundle, read_bundle, write_bundle
+from edgebert.card import ModelCard, Provenance
+from edgebert.errors import CannotWriteError, EdgebertError, LockedError, UnavailableError, UsageError
+from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries, margin
+from edgebert.export.forms import CompiledForm, form_from_graph
+from edgebert.export.metadata import card_of_model, examples_of_model, parse_graph, without_examples
+from edgebert.export.rules import graph_precision
+from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, Manifest, Precision, engine_name, tolerance_of
+from edgebert.preprocess import load_batch
+from edgebert.runtime.classifier import PORTABLE_BACKENDS, Classifier, machine
+from edgebert.runtime.pipeline import tensor_sha256
+from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
+from edgebert.target import Target, resolve_target
+
+_log = logging.getLogger("edgebert")
+
+Rows = NDArray[np.float32]  # (canaries, classes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """Options of `edgebert compile`.
+
+    Attributes:
+        targets: names of `edgebert.target`, in the order in which the runtime tries their forms.
+        canary: None makes canaries of the graph's example images; `synthetic` makes images; else a folder of images.
+        force: replace an existing bundle, whatever it was made from.
+    """
+
+    targets: tuple[str, ...] = ("cpu",)
+    canary: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            given = ", ".join(self.targets) or "none"
+            raise UsageError(f"targets: {given}", expected="at least one, each once", hint="edgebert targets")
+        for name in self.targets:
+            resolve_target(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileReport:
+    """What `bundle_from_graph` made.
+
+    Attributes:
+        path: of the bundle.
+        digest: SHA-256 of its `SHA256SUMS`.
+        precision: of its graph.
+        size_bytes: of all its files but `SHA256SUMS`.
+        forms: all of them, those that were there before included.
+        added: the targets that were compiled now.
+        verified: the targets whose form answered every canary on this computer.
+        canaries: how many.
+    """
+
+    path: Path
+    digest: str
+    precision: Precision
+    size_bytes: int
+    forms: tuple[BundleForm, ...]
+    added: tuple[str, ...]
+    verified: tuple[str, ...]
+    canaries: int
+
+    def to_text(self) -> str:
+        """Return one line for a terminal."""
+        forms = ", ".join(form.target for form in self.forms)
+        return f"{self.path}: {self.precision}, {forms}, {self.size_bytes:,} bytes, digest {self.digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Graph:
+    """The graph to compile, taken apart."""
+
+    content: bytes  # the file as it was given
+    portable: bytes  # the same without its example images: what the bundle holds
+    card: ModelCard
+    precision: Precision
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def spec(self) -> InputSpec:
+        rule = self.card.preprocessing
+        return InputSpec(height=rule.height, width=rule.width, classes=len(self.card.class_names))
+
+
+def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> CompileReport:
+    """Compile a graph into a bundle. Onto a bundle of the same graph it adds forms and keeps the others.
+
+    Every form is opened and its answers recorded on this computer; the finished bundle is opened as a user would
+    before it gets its name.
+
+    Args:
+        graph: an ONNX file of edgebert's, FP32 or INT8.
+        output: the bundle's folder, by custom `NAME.edgebert`.
+        options: targets and canaries.
+
+    Raises:
+        CannotWriteError: `output` exists and is no bundle of this graph, or has a form for one of the targets already.
+        UnavailableError: a target's backend or device is not on this computer; said before any work is done.
+        UsageError: the graph holds no example images and no other canaries were named.
+        BadDataError: no graph of edgebert's.
+        EdgebertError: forms decide differently on a canary.
+    """
+    targets = [resolve_target(name) for name in options.targets]
+    content = read_input(graph, what="the graph")
+    existing = _existing_bundle(output, hashlib.sha256(content).hexdigest(), options)
+    for target in targets:
+        _check_runs_here(target)
+    model = parse_graph(content)
+    parts = _Graph(
+        content=content,
+        portable=without_examples(content),
+        card=card_of_model(model, what=f"`{graph}`"),
+        precision=graph_precision(model),
+    )
+    if existing is None:
+        candidates = canary_candidates(options.canary, examples_of_model(model, what=f"`{graph}`"), parts.card)
+        manifest, files = _new_bundle(parts, _name(output), candidates, canary_source=options.canary)
+    else:
+        manifest, files = existing.manifest, {name: existing.files[name] for name in existing.manifest.sizes}
+    for target in targets:
+        manifest, files = _with_form(manifest, files, form_from_graph(content, target), parts)
+    return _written(output, manifest, files, existing, options)
+
+
+def _check_runs_here(target: Target) -> None:
+    """Raise `UnavailableError` where this computer cannot run what it would compile: answers are recorded by running."""
+    check_device(target.backend, target.device)
+    if _machine_of(target) != machine():
+        raise UnavailableError(
+            f"`{target.name}` needs an {_machine_of(target)} processor, and this computer has {machine()}",
+            expected="a target of this computer, such as `cpu`",
+            hint="edgebert targets",
+        )
+
+
+def _existing_bundle(output: Path, graph_sha256: str, options: CompileOptions) -> Bundle | None:
+    """Return the bundle that forms are added to, or None where a new one is made; refuse everything else at once."""
+    occupied = output.is_dir() and any(output.iterdir())
+    if options.force or not occupied or not (output / SUMS_FILE).is_file():
+        check_folder_is_free(output, force=options.force, marker=MANIFEST_FILE)
+        return None
+    existing = read_bundle(output)
+    hint = "add `--force` to replace the whole bundle, or choose another name with `-o`"
+    if existing.manifest.made_from != graph_sha256:
+        raise CannotWriteError(
+            f"`{output}` was made from another graph", expected=f"SHA-256 {existing.manifest.made_from:.64}", hint=hint
+        )
+    there = [name for name in options.targets if existing.manifest.form(name)]
+    if there:
+        raise CannotWriteError(f"`{output}` has a form for `{there[0]}` already", hint=hint)
+    if options.canary is not None:
+        raise UsageError(f"`--canary {options.canary}`, but `{output}` has its canaries already", hint=hint)
+    return existing
+
+
+def _new_bundle(
+    graph: _Graph, name: str, candidates: Sequence[Candidate], *, canary_source: str | None
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is here."""
+    backends = _portable_backends_here()
+    tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
+    answers = {name: _answers(name, "CPU", {GRAPH_FILE: graph.portable}, (), graph.spec, tensors) for name in backends}
+    reference = answers[backends[0]]
+    chosen = chosen_canaries(candidates, reference, graph.card.class_names)
+    decisions = [graph.card.class_names[index] for index in reference.argmax(axis=1)]
+    canaries = tuple(
+        Canary(
+            file=f"canary/{number}.png",
+            label=decisions[place],
+            input_sha256=tensor_sha256(tensors[place]),
+            logits={},
+            tolerance={},
+        )
+        for number, place in enumerate(chosen)
+    )
+    for engine, rows in answers.items():
+        canaries = _recorded(canaries, engine, "CPU", rows[chosen], graph)
+    _warn_of_narrow_margins(canaries, backends[0], reference[chosen])
+    files = {GRAPH_FILE: graph.portable}
+    files.update({f"canary/{number}.png": candidates[place].png for number, place in enumerate(chosen)})
+    manifest = Manifest(
+        name=name,
+        card=replace(graph.card, provenance=_provenance(graph, canary_source)),
+        precision=graph.precision,
+        made_from=graph.sha256,
+        forms=(),
+        canaries=canaries,
+        preprocessing_sha256=graph.card.preprocessing.sha256(),
+        sizes={},
+    )
+    return manifest, files
+
+
+def _with_form(
+    manifest: Manifest, files: Mapping[str, bytes], form: CompiledForm, graph: _Graph
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Add a form and what it answers."""
+    added: dict[str, bytes] = {}
+    if set(form.files.values()) != {graph.portable}:  # else nothing was compiled: the portable graph is the form
+        added = {f"forms/{form.target.name}/{name}": content for name, content in sorted(form.files.items())}
+    tensors = load_batch([files[canary.file] for canary in manifest.canaries], graph.card.preprocessing)
+    rows = _answers(form.backend, form.device, form.files, form.disabled_optimizers, graph.spec, tensors)
+    engine = engine_name(form.backend, form.device)
+    entry = BundleForm(
+        target=form.target.name,
+        backend=form.backend,
+        device=form.device,
+        files=tuple(added) or (GRAPH_FILE,),
+        machine=_machine_of(form.target) if added else None,
+        disabled_optimizers=form.disabled_optimizers,
+        versions=form.versions,
+        notes=form.notes,
+    )
+    canaries = _recorded(manifest.canaries, engine, form.device, rows, graph)
+    return replace(manifest, forms=(*manifest.forms, entry), canaries=canaries), {**files, **added}
+
+
+def _recorded(canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows, graph: _Graph) -> tuple[Canary, ...]:
+    """Return the canaries with what an engine answered, after a check against what is known.
+
+    Raises:
+        EdgebertError: the engine decides otherwise, answers no finite number, or answers differently than it did.
+    """
+    return tuple(_recorded_one(canary, engine, device, row, graph) for canary, row in zip(canaries, rows, strict=True))
+
+
+def _recorded_one(canary: Canary, engine: str, device: str, row: Rows, graph: _Graph) -> Canary:
+    answer = tuple(float(value) for value in row)
+    names = graph.card.class_names
+    decision = names[int(np.argmax(row))]
+    if not np.isfinite(row).all():
+        raise EdgebertError(f"{engine} answers `{canary.file}` with {list(answer)!s:.200}", expected="finite logits")
+    if decision != canary.label:
+        first = min(canary.logits, default=engine)
+        known = canary.logits.get(first, answer)
+        raise EdgebertError(
+            f"engines disagree on `{canary.file}`: {first} says `{canary.label}` "
+            f"({_best_two(known, names)}), {engine} says `{decision}` ({_best_two(answer, names)})",
+            expected="the same decision from every engine on every canary",
+            hint="`--canary DIR` with clearer images, or quantise with other images",
+        )
+    if engine in canary.logits:
+        difference = float(np.abs(np.subtract(answer, canary.logits[engine])).max())
+        if difference > canary.tolerance[engine]:
+            raise EdgebertError(
+                f"the compiled form answers `{canary.file}` differently than the portable graph in {engine}: "
+                f"a logit differs by {difference:.3g}",
+                expected=f"at most {canary.tolerance[engine]:.3g}",
+            )
+    return replace(
+        canary,
+        logits={**canary.logits, engine: answer},
+        tolerance={**canary.tolerance, engine: tolerance_of(answer, graph.precision, device)},
+    )
+
+
+def _written(
+    output: Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    existing: Bundle | None,
+    options: CompileOptions,
+) -> CompileReport:
+    """Write the bundle beside its name, open it as a user would, and let it have its name."""
+    manifest = replace(manifest, sizes={name: len(content) for name, content in files.items()})
+    with staged_folder(output, force=options.force or existing is not None, marker=MANIFEST_FILE) as staging:
+        if existing is not None and read_bundle(output).digest != existing.digest:
+            raise LockedError(f"`{output}` was changed by another process meanwhile", hint="try again")
+        digest = write_bundle(staging, manifest, files)
+        verified = tuple(form.target for form in manifest.forms if _answers_canaries(staging, form.target))
+    missing = sorted(set(options.targets) - set(verified))
+    assert not missing, missing  # their devices were found at the start, and their answers recorded just now
+    _log.info("`%s`: %d forms, %d canaries", output, len(manifest.forms), len(manifest.canaries))
+    return CompileReport(
+        path=output,
+        digest=digest,
+        precision=manifest.precision,
+        size_bytes=sum(manifest.sizes.values()),
+        forms=manifest.forms,
+        added=options.targets,
+        verified=verified,
+        canaries=len(manifest.canaries),
+    )
+
+
+def _answers_canaries(folder: Path, target: str) -> bool:
+    """Open one form of a bundle; False where this computer cannot run it.
+
+    Raises:
+        RefusedError: it answers a canary otherwise.
+    """
+    try:
+        Classifier(folder, target=target).close()
+    except UnavailableError as error:
+        _log.info("the form for `%s` is kept unverified: %s", target, error.what)
+        return False
+    return True
+
+
+def _answers(
+    backend: str,
+    device: str,
+    files: Mapping[str, bytes],
+    disabled_optimizers: tuple[str, ...],
+    spec: InputSpec,
+    tensors: NDArray[np.uint8],
+) -> Rows:
+    """Return float32 (canaries, classes); one image at a time and one thread, so that no number depends on this computer's cores."""
+    options = RunnerOptions(device=device, threads=1, disabled_optimizers=disabled_optimizers)
+    with open_runner(backend, ModelSource(spec=spec, files=files), options) as runner:
+        return np.concatenate([runner.infer(tensor[np.newaxis]) for tensor in tensors])
+
+
+def _portable_backends_here() -> list[str]:
+    here = []
+    reasons = []
+    for backend in PORTABLE_BACKENDS:
+        try:
+            check_device(backend, "CPU")
+            here.append(backend)
+        except UnavailableError as error:
+            reasons.append(error)
+    if not here:
+        raise reasons[0]
+    return here
+
+
+def _machine_of(target: Target) -> str:
+    """Return the processor architecture of a compiled form: Intel's own, or this computer's."""
+    return "x86_64" if target.form == "ir" else machine()
+
+
+def _provenance(graph: _Graph, canary: str | None) -> Provenance:
+    source = "examples" if canary is None else "synthetic" if canary == "synthetic" else "folder"
+    return Provenance(
+        stage="compile",
+        made_from={"graph": graph.sha256},
+        options={"canary": source},
+        versions={"edgebert": edgebert.__version__},
+        parameters=graph.card.provenance.parameters,
+        source=graph.card.provenance,
+    )
+
+
+def _warn_of_narrow_margins(canaries: Sequence[Canary], engine: str, rows: Rows) -> None:
+    for canary, gap in zip(canaries, margin(rows), strict=True):
+        if gap < 2 * canary.tolerance[engine]:
+            _log.warning(
+                "`%s` is decided by a hair (`%s`, %.3g above the next class): another computer may decide otherwise and "
+                "refuse the bundle; `--canary DIR` takes clearer images",
+                canary.file,
+                canary.label,
+                gap,
+            )
+
+
+def _name(output: Path) -> str:
+    return output.name.removesuffix(".edgebert") or output.name
+
+
+def _best_two(answer: Sequence[float], names: Sequence[str]) -> str:
+    order = np.argsort(answer)[::-1][:2]
+    return ", ".join(f"`{names[index]}` {answer[index]:.4g}" for index in order)

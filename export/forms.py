@@ -1,0 +1,97 @@
+"""The table of compiled forms: what `compile` makes of a graph for each kind of target.
+
+A new form is one function and one line in `FORMS`.
+
+>>> sorted(FORMS)
+['engine', 'ir', 'ort']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from edgebert.errors import UnavailableError
+from edgebert.export.ir import ir_from_graph
+from edgebert.export.ort_form import ort_form_from_graph
+from edgebert.extras import installed_version
+from edgebert.target import Backend, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledForm:
+    """A graph in the form that a target's backend opens.
+
+    Attributes:
+        target: what it was compiled for.
+        files: name -> content: `model.onnx`, or `model.xml` and `model.bin`.
+        backend: the runner that opens it.
+        device: the backend's own name of the device.
+        disabled_optimizers: graph optimisations it must be opened without (ONNX Runtime).
+        versions: package -> version of what made it.
+        notes: what a user should know, one line each.
+    """
+
+    target: Target
+    files: Mapping[str, bytes]
+    backend: Backend
+    device: str
+    disabled_optimizers: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def form_from_graph(graph: bytes, target: Target) -> CompiledForm:
+    """Compile a graph for a target.
+
+    Args:
+        graph: an ONNX file of edgebert's, FP32 or INT8.
+        target: from `edgebert.target`.
+
+    Raises:
+        BadDataError: no graph of edgebert's, or one that the backend cannot read.
+        EdgebertError: the compiled form is not what it must be.
+        UnavailableError: this version cannot build the form, or the backend is not installed.
+    """
+    return FORMS[target.form](graph, target)
+
+
+def _ir(graph: bytes, target: Target) -> CompiledForm:
+    files = ir_from_graph(graph)
+    return CompiledForm(
+        target=target,
+        files={"model.xml": files.xml, "model.bin": files.bin},
+        backend=target.backend,
+        device=target.device,
+        versions=_versions("openvino"),
+    )
+
+
+def _ort(graph: bytes, target: Target) -> CompiledForm:
+    form = ort_form_from_graph(graph)
+    return CompiledForm(
+        target=target,
+        files={"model.onnx": form.model},
+        backend=target.backend,
+        device=target.device,
+        disabled_optimizers=form.disabled_optimizers,
+        versions=_versions("onnxruntime"),
+        notes=form.notes,
+    )
+
+
+def _engine(graph: bytes, target: Target) -> NoReturn:
+    raise UnavailableError(
+        f"`{target.name}` takes a TensorRT engine, which is built on the device and not by this version",
+        expected="a target of `edgebert targets` that can be compiled for here; the graph itself is ready for TensorRT 10.3 "
+        "and newer",
+        hint="edgebert compile GRAPH --target cpu",
+    )
+
+
+def _versions(module: str) -> dict[str, str]:
+    return {module: installed_version(module) or "unknown"}
+
+
+FORMS: dict[str, Callable[[bytes, Target], CompiledForm]] = {"ir": _ir, "ort": _ort, "engine": _engine}
