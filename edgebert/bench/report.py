@@ -1,0 +1,70 @@
+"""One self-contained page from results: what came out in words, the table, figures, and how it was measured.
+
+No script, no address of anything outside the page, and the same bytes for the same results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgebert._files import check_file_is_free, staged_file
+from edgebert.bench.result import read_result, read_result_samples
+from edgebert.bench.sections import HEADERS, Section, section_of
+from edgebert.errors import BadDataError, UsageError
+from edgebert.extras import require
+
+MAX_REPORT_BYTES = 2 << 20  # a page that cannot be mailed is no report
+
+_TEMPLATE = "report.html.j2"
+
+
+def report_from_results(results: Sequence[Path], output: Path, *, force: bool = False) -> Path:
+    """Write one page that shows results, one after the other.
+
+    Args:
+        results: `*.json` files of `bench`, their samples beside them.
+        output: the page, an `.html` file.
+        force: replace an existing one.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UsageError: no result is named.
+        InputNotFoundError, BadDataError, RefusedError: as `read_result`.
+        UnavailableError: the extra `report` is not installed.
+        CannotWriteError: `output` exists without `force`, or cannot be written.
+    """
+    if not results:
+        raise UsageError("no result is named", expected="one or more results of `edgebert bench`")
+    check_file_is_free(output, force=force)
+    sections = []
+    for number, path in enumerate(results, 1):
+        result = read_result(path)
+        sections.append(section_of(path.name, result, read_result_samples(path, result), part=f"r{number}-"))
+    page = page_of(sections).encode("utf-8")
+    if len(page) > MAX_REPORT_BYTES:
+        raise BadDataError(
+            f"the report would have {len(page):,} bytes",
+            expected=f"at most {MAX_REPORT_BYTES:,}",
+            hint="name fewer results",
+        )
+    with staged_file(output, force=force) as staging:
+        staging.write_bytes(page)
+    return output
+
+
+def page_of(sections: Sequence[Section]) -> str:
+    """Return the page as HTML."""
+    require("jinja2")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("edgebert.bench", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE).render(sections=sections, headers=HEADERS) + "\n"

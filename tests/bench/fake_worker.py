@@ -1,0 +1,108 @@
+"""A worker whose arms are scripts: an arm's "graph" is a JSON file that says how it behaves.
+
+card            the model card, as JSON
+answers         16 class numbers; an image of brightness b is answered with answers[b % 16]
+latency_ms      of every query
+slow_at         {"query": n, "ms": m}: query number n takes m milliseconds
+wrong_from      from this query on, every answer is one class further
+fail_at         query number n raises
+remembers       answers of inputs met before cost nothing
+crash_at        query number n ends the process
+stray_print     prints to stdout, by Python and by file descriptor, on every query
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.bench.loading import LoadedArm, LoadRequest
+from edgebert.bench.worker import run_worker
+from edgebert.card import ModelCard
+from edgebert.errors import UnavailableError
+from edgebert.runtime.pipeline import Pipeline
+from edgebert.runtime.runner import InputSpec
+from edgebert.testing import FakeRunner
+
+
+class Script:
+    """Answers as its file says."""
+
+    def __init__(self, script: dict[str, object], classes: int) -> None:
+        self.script, self.classes = script, classes
+        self.queries = 0
+        self.known: set[bytes] = set()
+
+    def number(self, name: str) -> float:
+        value = self.script.get(name, -1.0)
+        assert isinstance(value, (int, float))
+        return float(value)
+
+    def answer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        query, self.queries = self.queries, self.queries + 1
+        if query == self.number("crash_at"):
+            sys.stderr.write("the planted crash\n")
+            sys.stderr.flush()
+            os._exit(9)
+        if query == self.number("fail_at"):
+            raise RuntimeError("the planted failure")
+        if "stray_print" in self.script:
+            print("a library prints")  # noqa: T201  # what the protocol must survive
+            os.write(1, b'{"v": 1, "seq": 1, "type": "done"}\n')
+        self.wait(batch)
+        answers = self.script["answers"]
+        assert isinstance(answers, list)
+        decided = int(answers[int(batch[0, 0, 0, 0]) % 16])
+        if 0 <= self.number("wrong_from") <= query:
+            decided = (decided + 1) % self.classes
+        return np.eye(self.classes, dtype=np.float32)[[decided]]  # (1, classes)
+
+    def wait(self, batch: NDArray[np.uint8]) -> None:
+        until = time.perf_counter_ns() + round(self.milliseconds(batch) * 1e6)
+        while time.perf_counter_ns() < until:
+            pass  # a sleep of a fraction of a millisecond lasts as long as the system likes
+
+    def milliseconds(self, batch: NDArray[np.uint8]) -> float:
+        if "remembers" in self.script:
+            key = batch.tobytes()
+            if key in self.known:
+                return 0.0
+            self.known.add(key)
+        slow = self.script.get("slow_at")
+        if isinstance(slow, dict) and slow["query"] == self.queries - 1:
+            return float(slow["ms"])
+        return max(0.0, self.number("latency_ms"))
+
+
+def load_script(request: LoadRequest, before_loading: Callable[[], None]) -> LoadedArm:
+    """Open the arm that a script describes."""
+    content = Path(request.path).read_bytes()
+    script = json.loads(content)
+    if script.get("unavailable"):
+        raise UnavailableError("the planted device is not here", expected="another", hint="edgebert doctor")
+    before_loading()
+    card = ModelCard.from_json(script["card"], what="the script")
+    spec = InputSpec(height=card.preprocessing.height, width=card.preprocessing.width, classes=len(card.class_names))
+    return LoadedArm(
+        pipeline=Pipeline(FakeRunner(spec, logits=Script(script, spec.classes).answer), card),
+        target=request.target or "cpu",
+        backend="fake",
+        device="CPU",
+        files={Path(request.path).name: len(content)},
+        precision=script.get("precision", "fp32"),
+        source_model=script.get("source_model"),
+        bundle_digest=None,
+        import_ns=1_000,
+        load_ns=2_000,
+    )
+
+
+if __name__ == "__main__":
+    run_worker(load_script)
