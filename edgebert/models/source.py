@@ -101,7 +101,8 @@ def _fetched(hub_id: str, revision: str | None) -> WeightsFolder:
         raise InputNotFoundError(f"`{hub_id}` has no revision `{revision}` on the hub") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputNotFoundError(
-            f"`{hub_id}` is neither a folder nor a model on the hub", expected="a folder, or a hub id `OWNER/NAME`"
+            f"`{hub_id}` is neither a folder nor a model on the hub",
+            expected="a folder, or a hub id `OWNER/NAME`",
         ) from error
     except _HTTP_ERRORS as error:
         raise InputNotFoundError(

@@ -26,10 +26,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from edgebert.errors import BadDataError
+from edgebert.models.stem import stem_blocks, stem_channels
 from edgebert.preprocess import MAX_SIDE
 
 MAX_TOKENS = 64  # section 5.3: up to here a symmetric INT8 softmax loses nothing
-_FULL_RESOLUTION_SIDE = 64  # up to this side, one more stem block runs before the first halving
 
 # Mimetic initialisation (Trockman and Kolter, arXiv 2305.09828): pretrained attention has W_q W_k^T near +I and W_v W_o
 # near -I. Each product starts as strength * (noise / sqrt(width) ± I), cut to the rank that a head has. Measured with
@@ -109,24 +109,8 @@ class StudentConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its s
 
     @property
     def stem_channels(self) -> tuple[int, ...]:
-        """Output channels of each stem block: doubling up to `hidden_size`, never below 8.
-
-        Small images get one block before the first halving, where a pixel is much of the picture.
-        """
-        blocks = self.halvings + (1 if max(self.image_size) <= _FULL_RESOLUTION_SIDE else 0)
-        narrower = (max(8, self.hidden_size >> (blocks - 1 - index)) for index in range(blocks - 1))
-        return (*narrower, self.hidden_size)
-
-
-class _StemBlock(nn.Sequential):
-    """Convolution 3x3, batch norm, ReLU; stride 2 halves both edges, rounding up."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-        )
+        """Output channels of each stem block; see `edgebert.models.stem`."""
+        return stem_channels(self.image_size, self.hidden_size, self.halvings)
 
 
 class _Attention(nn.Module):
@@ -191,14 +175,7 @@ class StudentForImageClassification(PreTrainedModel):  # type: ignore[no-untyped
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__(config)
-        first = 0 if len(config.stem_channels) == config.halvings else 1  # the first block that halves
-        channels = (3, *config.stem_channels)
-        self.stem = nn.Sequential(
-            *(
-                _StemBlock(channels[index], channels[index + 1], stride=2 if index >= first else 1)
-                for index in range(len(config.stem_channels))
-            )
-        )
+        self.stem = nn.Sequential(*stem_blocks(config.stem_channels, config.halvings))
         self.positions = nn.Parameter(torch.zeros(1, config.tokens, config.hidden_size))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
