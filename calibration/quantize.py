@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgebert._files import check_file_is_free, read_input, staged_file
+from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
 from edgebert._progress import Progress, tracked
 from edgebert.calibration.images import calibration_examples, check_images_are_real, spread_over_classes
 from edgebert.calibration.placement import Placement, placement_of_graph
@@ -130,6 +130,7 @@ def int8_graph_from_graph(
         CannotWriteError: the output exists without `force`, or cannot be written.
     """
     options = options or QuantizeOptions()
+    check_not_input(output, source)
     check_file_is_free(output, force=options.force)
     dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped))
     graph = _float_graph(Path(source), data, options)

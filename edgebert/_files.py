@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import hashlib
 import os
 import shutil
@@ -16,9 +17,11 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from edgebert.errors import CannotWriteError, InputNotFoundError, LockedError
+from edgebert._json import parse_json_object
+from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, LockedError, UsageError
 
 if sys.platform != "win32":
     import fcntl
@@ -66,6 +69,39 @@ def read_input(path: Path, *, what: str) -> bytes:
         raise InputNotFoundError(f"cannot read {what} `{path}`: {error.strerror}") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderKind:
+    """How a folder that edgebert made is told from a folder of the user's.
+
+    Attributes:
+        marker: a file that every folder of this kind holds.
+        schema: what the `schema` of that file, a JSON object, begins with; empty where it has none.
+        holds: patterns of all names that such a folder may hold at its top.
+    """
+
+    marker: str
+    schema: str
+    holds: tuple[str, ...]
+
+    def stranger_in(self, path: Path) -> str | None:
+        """Return what shows that a folder is not of this kind, or None."""
+        try:
+            content = (path / self.marker).read_bytes()
+        except OSError:
+            return f"holds no `{self.marker}`"
+        if self.schema:
+            try:
+                schema = parse_json_object(content, what=self.marker).get("schema")
+            except BadDataError:
+                schema = None
+            if not isinstance(schema, str) or not schema.startswith(self.schema):
+                return f"holds a `{self.marker}` of something else"
+        for entry in sorted(path.iterdir()):
+            if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self.holds):
+                return f"holds `{entry.name}`"
+        return None
+
+
 @contextlib.contextmanager
 def staged_file(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it becomes `path`, on any exception it is removed.
@@ -94,26 +130,28 @@ def staged_file(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_folder(path: Path, *, force: bool, marker: str) -> Iterator[Path]:
+def staged_folder(path: Path, *, force: bool, kind: FolderKind) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; on success it becomes `path`, on any exception it is removed.
 
     Args:
         path: the final name; missing parent folders are made.
-        force: replace an existing folder, but only an empty one or one that holds `marker`, so that a slip of the
-            keyboard never replaces a folder of the user's.
-        marker: a file that every artefact of this kind holds, such as `manifest.json`.
+        force: replace an existing folder, but only an empty one or one of this kind that holds nothing else, so that a
+            slip of the keyboard never replaces a folder of the user's.
+        kind: how a folder that this command made is known.
 
     Raises:
         CannotWriteError: `path` exists without `force`, is something else, or cannot be written.
         LockedError: another process is writing the same output.
     """
     with _writing(path) as parent:
-        check_folder_is_free(path, force=force, marker=marker)
+        check_folder_is_free(path, force=force, kind=kind)
         staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(path), dir=parent))
-        staging.chmod(0o755)
+        staging.chmod(0o777 & ~_umask())
         try:
             yield staging
             for entry in sorted(staging.rglob("*"), reverse=True):
+                if entry.is_file():  # some libraries write files that only their owner can read
+                    entry.chmod(0o666 & ~_umask())
                 _fsync(entry)
             _fsync(staging)
             if path.exists():
@@ -133,19 +171,42 @@ def check_file_is_free(path: Path, *, force: bool) -> None:
         raise _exists(path)
 
 
-def check_folder_is_free(path: Path, *, force: bool, marker: str) -> None:
+def check_folder_is_free(path: Path, *, force: bool, kind: FolderKind) -> None:
     """Raise `CannotWriteError` where `staged_folder` would, before any long work is done."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise CannotWriteError(f"`{path}` is not a folder", expected="the name of a folder to write")
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise CannotWriteError(
+            f"`{path}` is the current folder, or holds it", expected="the name of a folder to write", hint="-o NAME"
+        )
     if not path.exists() or not any(path.iterdir()):
         return
     if not force:
         raise _exists(path)
-    if not (path / marker).is_file():
+    stranger = kind.stranger_in(path)
+    if stranger is not None:
         raise CannotWriteError(
-            f"`{path}` holds no `{marker}`, so it was not made by this command and is not replaced, `--force` or not",
+            f"`{path}` {stranger}, so it was not made by this command and is not replaced, `--force` or not",
             hint="choose another name with `-o`",
         )
+
+
+def check_not_input(output: Path, *inputs: Path | str) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        UsageError: `output` is one of `inputs`.
+    """
+    for entry in inputs:
+        if Path(entry).exists() and Path(entry).resolve() == output.resolve():
+            raise UsageError(f"the output `{output}` is an input as well", hint="choose another name with `-o`")
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager

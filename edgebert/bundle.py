@@ -21,12 +21,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebert._files import FolderKind
 from edgebert._json import dump_json, parse_json_object
 from edgebert.errors import BadDataError, InputNotFoundError, RefusedError
 from edgebert.manifest import GRAPH_FILE, BundleForm, Manifest
 
 SUMS_FILE = "SHA256SUMS"
 MANIFEST_FILE = "manifest.json"
+
+# What `--force` may replace.
+BUNDLE_FOLDER = FolderKind(
+    marker=MANIFEST_FILE,
+    schema="edgebert.bundle/",
+    holds=(SUMS_FILE, MANIFEST_FILE, GRAPH_FILE, "forms", "canary"),
+)
 
 MAX_FILES = 64
 MAX_FILE_BYTES = 2 << 30  # the most a graph can have: protobuf's limit

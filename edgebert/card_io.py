@@ -11,14 +11,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgebert._files import read_input, sha256_of_file
+from edgebert._files import FolderKind, read_input, sha256_of_file
 from edgebert._json import Fields, JsonValue, dump_json, parse_json_object
 from edgebert.card import ModelCard, hash_of_hashes
 from edgebert.errors import BadDataError, InputNotFoundError
 from edgebert.examples import MAX_EXAMPLES, ExampleImage, checked_example
 
 CARD_FILE = "preprocessing.json"
-"""The file that marks a folder as a checkpoint of edgebert's."""
+
+# What `--force` may replace. A read-me or notes beside the weights are the user's.
+CHECKPOINT_FOLDER = FolderKind(
+    marker=CARD_FILE,
+    schema="edgebert.card/",
+    holds=("config.json", "*.safetensors", "*.safetensors.index.json", CARD_FILE, "examples", "last"),
+)
 
 # What a checkpoint is: everything that decides its answers. Read-me files and the like may change.
 _HASHED = (

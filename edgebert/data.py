@@ -295,7 +295,8 @@ def _report_skipped(skipped: Sequence[SkippedFile], files: int, max_skipped: flo
     if not skipped:
         return
     lines = [f"{file.id}: {file.reason}" for file in skipped]
-    logger.warning("skipped %s of %s files:%s", f"{len(skipped):,}", f"{files:,}", _list(lines))
+    counted = {"skipped_files": len(skipped)}  # the command line repeats the number in its last line
+    logger.warning("skipped %s of %s files:%s", f"{len(skipped):,}", f"{files:,}", _list(lines), extra=counted)
     share = len(skipped) / files
     if share > max_skipped:
         allow = math.ceil(share * 100) / 100

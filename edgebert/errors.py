@@ -2,6 +2,7 @@
 
     EdgebertError                 1   the work failed
     ├── UsageError                2   the request cannot be meant as written
+    ├── NotComparableError        5   a measurement is not valid
     ├── BadDataError              65  images, labels, a manifest or a graph are not what they must be
     ├── InputNotFoundError        66  a file, folder, data set or model is not there
     ├── UnavailableError          69  a device, backend or extra is not here
@@ -54,6 +55,12 @@ class UsageError(EdgebertError):
     """The request cannot be meant as written."""
 
     exit_code = 2
+
+
+class NotComparableError(EdgebertError):
+    """A measurement is not valid, so that its numbers may not be compared."""
+
+    exit_code = 5
 
 
 class BadDataError(EdgebertError):

@@ -18,7 +18,7 @@ import numpy as np
 from edgebert._json import Fields, JsonObject, JsonValue
 from edgebert.card import ModelCard
 from edgebert.errors import BadDataError
-from edgebert.target import Backend
+from edgebert.target import TARGETS, Backend
 
 BUNDLE_SCHEMA = "edgebert.bundle/1"
 GRAPH_FILE = "model.onnx"
@@ -273,6 +273,14 @@ def _check_parts(manifest: Manifest, what: str) -> None:
     if not targets or len(set(targets)) < len(targets):
         raise BadDataError(f"{what} has forms for {targets}", expected="at least one, each target once")
     for form in manifest.forms:
+        target = TARGETS.get(form.target)
+        if target is None or (target.backend, target.device) != (form.backend, form.device):
+            raise BadDataError(
+                f"{what} has a form for target `{form.target:.80}` on `{form.backend}`, `{form.device:.80}`",
+                expected="a target of `edgebert targets` on its own backend and device",
+            )
+        if not all(name.isidentifier() for name in form.disabled_optimizers):
+            raise BadDataError(f"{what} disables `{form.disabled_optimizers}`", expected="names of graph optimisations")
         if form.engine not in manifest.canaries[0].logits:
             raise BadDataError(f"{what} has no canary logits of `{form.engine}`", expected="logits for every form")
     used = [GRAPH_FILE, *(canary.file for canary in manifest.canaries)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import edgebert
 from edgebert._files import check_folder_is_free, read_input, staged_folder
-from edgebert.bundle import MANIFEST_FILE, SUMS_FILE, Bundle, read_bundle, write_bundle
+from edgebert.bundle import BUNDLE_FOLDER, SUMS_FILE, Bundle, read_bundle, write_bundle
 from edgebert.card import ModelCard, Provenance
 from edgebert.errors import CannotWriteError, EdgebertError, LockedError, UnavailableError, UsageError
 from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries, margin
@@ -158,7 +158,7 @@ def _existing_bundle(output: Path, graph_sha256: str, options: CompileOptions) -
     """Return the bundle that forms are added to, or None where a new one is made; refuse everything else at once."""
     occupied = output.is_dir() and any(output.iterdir())
     if options.force or not occupied or not (output / SUMS_FILE).is_file():
-        check_folder_is_free(output, force=options.force, marker=MANIFEST_FILE)
+        check_folder_is_free(output, force=options.force, kind=BUNDLE_FOLDER)
         return None
     existing = read_bundle(output)
     hint = "add `--force` to replace the whole bundle, or choose another name with `-o`"
@@ -284,13 +284,17 @@ def _written(
 ) -> CompileReport:
     """Write the bundle beside its name, open it as a user would, and let it have its name."""
     manifest = replace(manifest, sizes={name: len(content) for name, content in files.items()})
-    with staged_folder(output, force=options.force or existing is not None, marker=MANIFEST_FILE) as staging:
+    with staged_folder(output, force=options.force or existing is not None, kind=BUNDLE_FOLDER) as staging:
         if existing is not None and read_bundle(output).digest != existing.digest:
             raise LockedError(f"`{output}` was changed by another process meanwhile", hint="try again")
         digest = write_bundle(staging, manifest, files)
         verified = tuple(form.target for form in manifest.forms if _answers_canaries(staging, form.target))
     missing = sorted(set(options.targets) - set(verified))
     assert not missing, missing  # their devices were found at the start, and their answers recorded just now
+    for form in manifest.forms:
+        notes = "".join(f"; {note}" for note in form.notes)
+        off = f", without {', '.join(form.disabled_optimizers)}" if form.disabled_optimizers else ""
+        _log.info("form `%s`: %s on %s, %s%s%s", form.target, form.backend, form.device, manifest.precision, off, notes)
     _log.info("`%s`: %d forms, %d canaries", output, len(manifest.forms), len(manifest.canaries))
     return CompileReport(
         path=output,

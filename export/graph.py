@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from edgebert._files import check_file_is_free, staged_file
+from edgebert._files import check_file_is_free, check_not_input, staged_file
 from edgebert._progress import tracked
 from edgebert.card import ModelCard, Provenance
 from edgebert.data import DataOptions, align_classes, load_dataset
@@ -132,6 +133,7 @@ def graph_from_checkpoint(checkpoint: Path | str, output: Path, options: ExportO
         CannotWriteError: the output exists without `force`, or cannot be written.
     """
     options = options or ExportOptions()
+    check_not_input(output, checkpoint)
     check_file_is_free(output, force=options.force)
     loaded = load_checkpoint(checkpoint, revision=options.revision)
     images = _comparison_images(loaded, options)
@@ -165,7 +167,7 @@ def _comparison_images(checkpoint: Checkpoint, options: ExportOptions) -> NDArra
         raise UsageError(
             "there is no real image to compare the graph with PyTorch on: the checkpoint carries no examples",
             expected="example images in the checkpoint, or `--data`",
-            hint=f"edgebert export CHECKPOINT --data DATA -o {options.data or 'GRAPH.onnx'}",
+            hint="edgebert export CHECKPOINT --data DATA -o GRAPH.onnx",
         )
     return np.stack(images)
 
@@ -261,8 +263,9 @@ def _compared(checkpoint: Checkpoint, content: bytes, images: NDArray[np.uint8],
             with torch.inference_mode():
                 ours = classifier(torch.from_numpy(batch)).numpy()  # (batch, classes)
             theirs = runner.infer(batch)
-            difference = max(difference, float(np.abs(ours - theirs).max()))
-            scale = max(scale, float(np.abs(ours).max()))
+            # np.maximum and not max: a NaN must stay one.
+            difference = float(np.maximum(difference, np.abs(ours - theirs).max()))
+            scale = float(np.maximum(scale, np.abs(ours).max()))
             flips += int((ours.argmax(1) != theirs.argmax(1)).sum())
     return ExportReport(
         path=output,
@@ -288,6 +291,12 @@ def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 def _check_parity(report: ExportReport, options: ExportOptions) -> None:
     """Refuse a graph that answers differently; NaN fails too."""
     allowed = options.max_logit_difference * max(1.0, report.logit_scale)
+    if not math.isfinite(report.logit_scale):
+        raise EdgebertError(
+            f"the model answers with {report.logit_scale} in PyTorch itself",
+            expected="finite logits; nothing was written",
+            hint="train it again with a lower learning rate",
+        )
     if not report.max_logit_difference <= allowed:
         raise EdgebertError(
             f"the graph's logits differ from PyTorch's by {report.max_logit_difference:.3g} on {report.images} images",

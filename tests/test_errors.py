@@ -13,6 +13,7 @@ from edgebert.errors import BadDataError, EdgebertError, ForkedRuntimeError, Ref
     [
         ("EdgebertError", 1),
         ("UsageError", 2),
+        ("NotComparableError", 5),
         ("BadDataError", 65),
         ("InputNotFoundError", 66),
         ("UnavailableError", 69),
@@ -31,7 +32,7 @@ def test_errors_have_the_exit_codes_of_the_command_line(name: str, exit_code: in
 
 def test_errors_has_no_further_error() -> None:
     found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert len(found) == 9
+    assert len(found) == 10
     assert issubclass(ForkedRuntimeError, RefusedError)
 
 

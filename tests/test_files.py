@@ -16,8 +16,10 @@ import pytest
 
 from edgebert import _files
 from edgebert._files import (
+    FolderKind,
     check_file_is_free,
     check_folder_is_free,
+    check_not_input,
     locked,
     read_input,
     sha256_of_file,
@@ -26,9 +28,10 @@ from edgebert._files import (
     staged_file,
     staged_folder,
 )
-from edgebert.errors import CannotWriteError, InputNotFoundError, LockedError
+from edgebert.errors import CannotWriteError, InputNotFoundError, LockedError, UsageError
 
 MARKER = "manifest.json"
+KIND = FolderKind(marker=MARKER, schema="", holds=("*",))
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +72,10 @@ def written(text: str) -> dict[str, str]:
 @contextlib.contextmanager
 def other_process(body: str) -> Iterator[subprocess.Popen[str]]:
     """Run `body` in another process, yield when it has printed `ready`, and kill it at the end if not before."""
-    code = "import time\nfrom pathlib import Path\nfrom edgebert._files import *\n" + textwrap.dedent(body)
+    code = (
+        "import time\nfrom pathlib import Path\nfrom edgebert._files import *\nKIND = FolderKind(marker='manifest.json', schema='', holds=('*',))\n"
+        + textwrap.dedent(body)
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -171,7 +177,7 @@ def test_staged_file_syncs_content_before_and_folder_after_the_rename(
 
 
 def test_staged_folder_leaves_exactly_the_folder(place: Path) -> None:
-    with staged_folder(place / "deep" / "a", force=False, marker=MARKER) as staging:
+    with staged_folder(place / "deep" / "a", force=False, kind=KIND) as staging:
         fill(staging, "new")
         assert not (place / "deep" / "a").exists()
     assert contents(place / "deep" / "a") == written("new")
@@ -184,7 +190,7 @@ def test_staged_folder_keeps_the_old_one_when_the_work_fails(place: Path, error:
     fill(place / "a", "old")
 
     def work() -> None:
-        with staged_folder(place / "a", force=True, marker=MARKER) as staging:
+        with staged_folder(place / "a", force=True, kind=KIND) as staging:
             fill(staging, "half")
             raise error
 
@@ -203,7 +209,7 @@ def test_staged_folder_replaces_with_force_what_holds_the_marker(
     (place / "a").mkdir()
     fill(place / "a", "old")
     (place / "a" / "more").write_text("old")
-    with staged_folder(place / "a", force=True, marker=MARKER) as staging:
+    with staged_folder(place / "a", force=True, kind=KIND) as staging:
         fill(staging, "new")
     assert contents(place / "a") == written("new")
     assert names(place) == ["a"]
@@ -211,7 +217,7 @@ def test_staged_folder_replaces_with_force_what_holds_the_marker(
 
 def test_staged_folder_fills_an_empty_one_without_force(place: Path) -> None:
     (place / "a").mkdir()
-    with staged_folder(place / "a", force=False, marker=MARKER) as staging:
+    with staged_folder(place / "a", force=False, kind=KIND) as staging:
         fill(staging, "new")
     assert contents(place / "a") == written("new")
 
@@ -220,10 +226,10 @@ def test_staged_folder_fills_an_empty_one_without_force(place: Path) -> None:
 def test_staged_folder_never_replaces_a_folder_of_the_users(place: Path, force: bool) -> None:
     (place / "a").mkdir()
     (place / "a" / "thesis.tex").write_text("years")
-    with pytest.raises(CannotWriteError), staged_folder(place / "a", force=force, marker=MARKER):
+    with pytest.raises(CannotWriteError), staged_folder(place / "a", force=force, kind=KIND):
         raise AssertionError("the work was started")
     with pytest.raises(CannotWriteError):
-        check_folder_is_free(place / "a", force=force, marker=MARKER)
+        check_folder_is_free(place / "a", force=force, kind=KIND)
     assert contents(place / "a") == {"thesis.tex": "years"}
 
 
@@ -232,7 +238,7 @@ def test_staged_folder_refuses_a_file_and_a_link(place: Path) -> None:
     (place / "link").symlink_to(place)
     for name in ("file", "link"):
         with pytest.raises(CannotWriteError, match="is not a folder"):
-            check_folder_is_free(place / name, force=True, marker=MARKER)
+            check_folder_is_free(place / name, force=True, kind=KIND)
 
 
 def test_check_file_is_free_says_what_staged_file_would(place: Path) -> None:
@@ -250,7 +256,7 @@ def test_check_file_is_free_says_what_staged_file_would(place: Path) -> None:
 
 def test_locked_refuses_a_second_writer_naming_the_first(place: Path) -> None:
     body = f"""
-        with staged_folder(Path({str(place / "a")!r}), force=False, marker="m"):
+        with staged_folder(Path({str(place / "a")!r}), force=False, kind=KIND):
             print("ready", flush=True)
             time.sleep(60)
     """
@@ -295,7 +301,7 @@ def test_staged_folder_survives_a_kill_and_the_next_run_clears_up(place: Path) -
     path.mkdir()
     fill(path, "old")
     body = f"""
-        with staged_folder(Path({str(path)!r}), force=True, marker={MARKER!r}) as staging:
+        with staged_folder(Path({str(path)!r}), force=True, kind=KIND) as staging:
             (staging / {MARKER!r}).write_text("half")
             print("ready", flush=True)
             time.sleep(60)
@@ -304,7 +310,7 @@ def test_staged_folder_survives_a_kill_and_the_next_run_clears_up(place: Path) -
         pass
     assert contents(path) == written("old")
     assert len(names(place)) == 2  # the old one, and what was being written
-    with staged_folder(path, force=True, marker=MARKER) as staging:
+    with staged_folder(path, force=True, kind=KIND) as staging:
         fill(staging, "new")
     assert contents(path) == written("new")
     assert names(place) == ["a"]
@@ -316,7 +322,7 @@ def test_final_name_is_always_complete_however_often_the_writer_is_killed(place:
         body = f"""
             print("ready", flush=True)
             for number in range(1_000_000):
-                with staged_folder(Path({str(path)!r}), force=True, marker={MARKER!r}) as staging:
+                with staged_folder(Path({str(path)!r}), force=True, kind=KIND) as staging:
                     for name in ({MARKER!r}, "weights.bin"):
                         (staging / name).write_text(f"{moment} {{number}}")
         """
@@ -325,7 +331,7 @@ def test_final_name_is_always_complete_however_often_the_writer_is_killed(place:
         found = contents(path) if path.exists() else {}
         assert found == {} or (len(found) == 2 and len(set(found.values())) == 1)
     assert path.exists()  # otherwise every kill came before the first replacement, and nothing was shown
-    with staged_folder(path, force=True, marker=MARKER) as staging:
+    with staged_folder(path, force=True, kind=KIND) as staging:
         fill(staging, "last")
     assert names(place) == ["a"]
 
@@ -353,3 +359,50 @@ def test_sha256_goes_by_names_and_contents(place: Path) -> None:
     (place / "other.json").rename(place / MARKER)
     (place / os.fsdecode(b"caf\xe9")).write_text("x")
     assert sha256_of_folder(place) != first
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"other.json": "{}"}, "holds no `manifest.json`"),
+        ({MARKER: "{}"}, "of something else"),
+        ({MARKER: "not json"}, "of something else"),
+        ({MARKER: '{"schema": "web.app/1"}'}, "of something else"),
+        ({MARKER: '{"schema": "thing/1"}', "thesis.tex": "years"}, "holds `thesis.tex`"),
+    ],
+)
+def test_staged_folder_leaves_what_another_made(place: Path, files: dict[str, str], said: str) -> None:
+    kind = FolderKind(marker=MARKER, schema="thing/", holds=(MARKER, "*.bin"))
+    (place / "a").mkdir()
+    for name, text in files.items():
+        (place / "a" / name).write_text(text)
+    with pytest.raises(CannotWriteError, match=said), staged_folder(place / "a", force=True, kind=kind):
+        raise AssertionError("the work was started")
+    assert contents(place / "a") == files
+
+
+def test_check_folder_is_free_refuses_the_current_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    for name in (".", "..", "/"):
+        with pytest.raises(CannotWriteError, match="current folder"):
+            check_folder_is_free(Path(name), force=True, kind=KIND)
+
+
+def test_check_not_input_refuses_to_write_over_what_is_read(place: Path) -> None:
+    (place / "a").write_text("x")
+    check_not_input(place / "b", place / "a")
+    with pytest.raises(UsageError, match="input as well"):
+        check_not_input(place / "x" / ".." / "a", place / "a")
+
+
+def test_staged_folder_gives_what_the_umask_allows(place: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with staged_folder(place / "a", force=False, kind=KIND) as staging:
+            fill(staging, "new")
+            (staging / MARKER).chmod(0o600)
+    finally:
+        os.umask(before)
+    assert (place / "a").stat().st_mode & 0o777 == 0o750
+    assert (place / "a" / MARKER).stat().st_mode & 0o777 == 0o640

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from edgebert._files import check_file_is_free, sha256_of_path
+from edgebert._files import check_file_is_free, check_not_input, sha256_of_path
 from edgebert.bench.arms import arms_from_paths, find_arm
 from edgebert.bench.loading import DEFAULT_GRAPH_TARGET
 from edgebert.bench.options import BenchOptions
@@ -53,6 +53,7 @@ def result_from_arms(
     check_file_is_free(output, force=options.force)
     check_file_is_free(samples_path(output), force=options.force)
     arms = arms_from_paths(paths, options.targets)
+    check_not_input(output, *(arm.path for arm in arms))
     names = [arm.name for arm in arms]
     baseline = find_arm(names, options.baseline, flag="baseline") if options.baseline else 0
     reference = find_arm(names, options.reference, flag="reference") if options.reference else None
@@ -62,7 +63,7 @@ def result_from_arms(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-bench-")))
         workers = [stack.enter_context(WorkerProcess(arm.name, threads, worker_command)) for arm in arms]
         opened = open_arms(workers, arms, threads=threads, default_target=DEFAULT_GRAPH_TARGET)
-        dataset = load_dataset(options.data, DataOptions(class_map=options.class_map))
+        dataset = load_dataset(options.data, DataOptions(class_map=options.class_map, max_skipped=options.max_skipped))
         selection = select_images(dataset, names, [arm.card for arm in opened])
         session = run_session(opened, selection, folder, options)
     for arm, before in zip(arms, hashes, strict=True):

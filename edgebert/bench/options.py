@@ -33,6 +33,7 @@ class BenchOptions:
         baseline: name of the arm that speed-ups refer to; the first arm if not given.
         reference: name of the arm that agreement refers to; if not given, the FP32 arm made from the same checkpoint.
         class_map: class name in the data -> class name in the artefacts.
+        max_skipped: largest share of unreadable images before the run stops.
         force: replace an existing result.
     """
 
@@ -48,6 +49,7 @@ class BenchOptions:
     baseline: str | None = None
     reference: str | None = None
     class_map: Mapping[str, str] = field(default_factory=dict)
+    max_skipped: float = 0.01
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgebert._files import check_file_is_free, staged_file
+from edgebert._files import check_file_is_free, check_not_input, staged_file
 from edgebert.bench.result import read_result, read_result_samples
 from edgebert.bench.sections import HEADERS, Section, section_of
 from edgebert.errors import BadDataError, UsageError
@@ -38,6 +38,7 @@ def report_from_results(results: Sequence[Path], output: Path, *, force: bool = 
     """
     if not results:
         raise UsageError("no result is named", expected="one or more results of `edgebert bench`")
+    check_not_input(output, *results)
     check_file_is_free(output, force=force)
     sections = []
     for number, path in enumerate(results, 1):

@@ -34,6 +34,7 @@ RUNNERS = {
 }
 
 MAX_BATCH = 1024
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,10 @@ class RunnerOptions:
     device: str = "CPU"
     threads: int = 0
     disabled_optimizers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"threads `{self.threads}`", expected=f"0 (the physical cores) to {MAX_THREADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
