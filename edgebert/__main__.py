@@ -1,0 +1,6 @@
+"""`python -m edgebert` is `edgebert`."""
+
+from edgebert.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The flags of the command line that more than one command has; each is a field of the same name of its options.
+
+Only typer and the standard library are imported here, so that `edgebert --help` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from edgebert.errors import UsageError
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Images: a folder (train|val|test/<class>/*, or <class>/*), a folder with labels.csv, a parquet file, "
+        "a Hugging Face data set id, or `digits`.",
+        show_default=False,
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; must not exist.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output of the same kind.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON on stdout.")]
+ClassMap = Annotated[
+    list[str] | None,
+    typer.Option(metavar="THEIRS=OURS", help="A class name in the data and the model's name for it; repeatable."),
+]
+Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
+Threads = Annotated[int, typer.Option(help="Threads of the backend; 0 for the physical cores.")]
+MaxSkipped = Annotated[float, typer.Option(help="Largest share of unreadable images before the run stops.")]
+Revision = Annotated[str | None, typer.Option(help="Of the model or teacher, where it comes from the hub.")]
+
+# Of `train` and `distill`.
+ImageSize = Annotated[
+    int | None,
+    typer.Option(help="Side of the square input in pixels.", show_default="the model's own, else from the data"),
+]
+Resize = Annotated[
+    Literal["crop", "stretch"] | None,
+    typer.Option(help="How images become square.", show_default="the model's own, else stretch"),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the training images.", show_default="100 for a preset, 10 for a pretrained model"),
+]
+BatchSize = Annotated[int, typer.Option(help="Images per batch.")]
+Accumulate = Annotated[int, typer.Option(help="Batches whose gradients make one step.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate", "--lr", help="The highest.", show_default="1e-3 for a preset, 5e-5 for a pretrained model"
+    ),
+]
+WeightDecay = Annotated[float, typer.Option(help="Of AdamW; none on biases, norms and positions.")]
+Warmup = Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")]
+ClipNorm = Annotated[float, typer.Option(help="The gradient's norm is cut to this; 0 for never.")]
+MixedPrecision = Annotated[
+    Literal["auto", "no", "bf16", "fp16"], typer.Option(help="auto: bf16 where a CUDA device has it.")
+]
+Augment = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help="Comma-separated: shift, rotate, crop, flip, vertical-flip, randaugment; or none. "
+        "Take only what leaves every class its meaning.",
+    ),
+]
+Shift = Annotated[float, typer.Option(help="For shift: the largest, as a share of the side.")]
+Rotation = Annotated[float, typer.Option(help="For rotate: the largest, in degrees.")]
+CropScale = Annotated[float, typer.Option(help="For crop: the smallest, as a share of the area.")]
+Mixup = Annotated[float, typer.Option(help="Images blended in pairs, shares from Beta(a, a); 0 for never.")]
+Ema = Annotated[float, typer.Option(help="Decay of the running average of weights that is kept; 0 for none.")]
+Examples = Annotated[
+    int, typer.Option(help="Images that travel with the model for self-tests; 0 where none may leave this computer.")
+]
+Workers = Annotated[int, typer.Option(help="Threads that decode images; 0 for the physical cores.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of this output.")]
+
+
+def class_map_from(pairs: Sequence[str] | None) -> dict[str, str]:
+    """Read `--class-map theirs=ours` flags.
+
+    Raises:
+        UsageError: no `=`, an empty side, or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        theirs, equals, ours = pair.partition("=")
+        if not equals or not theirs.strip() or not ours.strip():
+            raise UsageError(f"`--class-map {pair}` cannot be read", expected="`--class-map theirs=ours`")
+        if theirs.strip() in found:
+            raise UsageError(f"`--class-map` names `{theirs.strip()}` twice")
+        found[theirs.strip()] = ours.strip()
+    return found
+
+
+def names_from(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list; `none` and nothing are empty."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return () if names == ("none",) else names
