@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from edgebert._files import check_file_is_free, check_not_input, sha256_of_path
@@ -17,7 +16,7 @@ from edgebert.bench.arms import arms_from_paths, find_arm
 from edgebert.bench.loading import DEFAULT_GRAPH_TARGET
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.record import Measured, result_from_session
-from edgebert.bench.result import samples_path, write_result, write_result_samples
+from edgebert.bench.result import samples_path, write_result
 from edgebert.bench.schema import Result
 from edgebert.bench.selection import select_images
 from edgebert.bench.session import open_arms, run_session
@@ -80,7 +79,4 @@ def result_from_arms(
         reference=reference,
     )
     result = result_from_session(measured)
-    samples = write_result_samples(output, session.samples, force=options.force)
-    result = replace(result, files={"samples": samples})
-    write_result(output, result, force=options.force)
-    return result
+    return write_result(output, result, session.samples, force=options.force)

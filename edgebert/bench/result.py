@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgebert._files import read_input, sha256_of_file, staged_file
@@ -19,26 +20,21 @@ def samples_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.samples.npz")
 
 
-def write_result(path: Path, result: Result, *, force: bool) -> None:
-    """Write a result, all of it or nothing; its samples are there already.
+def write_result(path: Path, result: Result, samples: Samples, *, force: bool) -> Result:
+    """Write a result and its raw samples beside it, both or neither, and return it with the samples' name and hash.
+
+    Both are complete before either gets its name; the two renames follow one another at once.
 
     Raises:
-        CannotWriteError: it exists without `force`, or cannot be written.
-    """
-    with staged_file(path, force=force) as staging:
-        staging.write_text(dump_json(to_json(result)), encoding="utf-8")
-
-
-def write_result_samples(path: Path, samples: Samples, *, force: bool) -> FileRecord:
-    """Write the raw samples beside the result `path` and return their name and hash.
-
-    Raises:
-        CannotWriteError: they exist without `force`, or cannot be written.
+        CannotWriteError: one of them exists without `force`, or cannot be written.
     """
     beside = samples_path(path)
-    with staged_file(beside, force=force) as staging:
-        write_columns(staging, samples.columns)
-    return FileRecord(name=beside.name, sha256=sha256_of_file(beside))
+    with staged_file(beside, force=force) as staged_samples, staged_file(path, force=force) as staged_result:
+        write_columns(staged_samples, samples.columns)
+        record = FileRecord(name=beside.name, sha256=sha256_of_file(staged_samples))
+        result = replace(result, files={"samples": record})
+        staged_result.write_text(dump_json(to_json(result)), encoding="utf-8")
+    return result
 
 
 def read_result(path: Path) -> Result:

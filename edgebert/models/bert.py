@@ -85,7 +85,7 @@ class BertImageConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
-        self.embedding = embedding
+        self.embedding: Embedding = embedding
         self.hidden_act = hidden_act
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob

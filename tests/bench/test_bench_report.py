@@ -11,7 +11,7 @@ import pytest
 
 from edgebert.bench.figures import thinned
 from edgebert.bench.report import report_from_results
-from edgebert.bench.result import write_result, write_result_samples
+from edgebert.bench.result import write_result
 from edgebert.bench.samples import Samples
 from edgebert.bench.schema import Result
 from edgebert.bench.table import count_text, factor_text, markdown_table, milliseconds, percent, size_text, text_table
@@ -32,8 +32,7 @@ def written(tmp_path: Path, synthetic: Synthetic) -> Written:
         result, samples = synthetic(**changes)
         result = dataclasses.replace(result, run_id="run", created="2026-01-01T00:00:00+00:00")
         path = tmp_path / name
-        record = write_result_samples(path, samples, force=True)
-        write_result(path, dataclasses.replace(result, files={"samples": record}), force=True)
+        write_result(path, result, samples, force=True)
         return path
 
     return write

@@ -12,7 +12,7 @@ import pytest
 
 from edgebert._json import JsonValue
 from edgebert.bench.codec import from_json, to_json
-from edgebert.bench.result import read_result, read_result_samples, samples_path, write_result, write_result_samples
+from edgebert.bench.result import read_result, read_result_samples, samples_path, write_result
 from edgebert.bench.samples import Samples, read_samples, write_columns
 from edgebert.bench.schema import Result
 from edgebert.errors import BadDataError, InputNotFoundError, RefusedError
@@ -86,8 +86,7 @@ def written(tmp_path: Path, synthetic: Synthetic) -> Path:
     """Return the path of a result with its samples."""
     result, samples = synthetic()
     path = tmp_path / "r.json"
-    record = write_result_samples(path, samples, force=False)
-    write_result(path, dataclasses.replace(result, files={"samples": record}), force=False)
+    write_result(path, result, samples, force=False)
     return path
 
 

@@ -184,7 +184,7 @@ def test_interrupted_run_leaves_a_readable_state_and_no_pickle(
     monkeypatch.setattr("edgebert.train.loop.mixed", _interrupting(8, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
-    assert "--resume goes on after epoch 1" in caplog.text
+    assert "go on after epoch 1 with --resume" in caplog.text
     folder = tmp_path / ".out.training"
     best = [entry for entry in folder.iterdir() if entry.is_dir()]
     assert len(best) == 1
