@@ -26,7 +26,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -34,8 +34,9 @@ from typing import Literal, cast
 from edgebert import __version__
 from edgebert._files import locked, sha256_of_path, staged_file
 from edgebert._json import Fields, JsonValue, dump_json, parse_json_object
-from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, NotComparableError, UsageError
+from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, UsageError
 from edgebert.extras import require
+from edgebert.stages import STAGES, Stage, StageCall
 
 _log = logging.getLogger("edgebert")
 
@@ -69,40 +70,6 @@ class Recipe:
     seed: int
     max_skipped: float
     tables: Mapping[str, Mapping[str, JsonValue]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One arrow of the pipeline.
-
-    Attributes:
-        name: of the table and the command.
-        makes: file or folder name below the recipe's output folder; `{name}` is the recipe's name.
-        beside: the name of a second file that it makes, or empty.
-        needs: stages whose outputs it reads.
-        options: "module:class" of its options.
-        run: calls the stage's function.
-        uses_data: whether the images are an input.
-    """
-
-    name: str
-    makes: str
-    needs: tuple[str, ...]
-    options: str
-    run: Callable[[StageCall], None]
-    uses_data: bool
-    beside: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageCall:
-    """What a stage is called with; `interrupted` says that the same call was begun before and not finished."""
-
-    data: str
-    inputs: Mapping[str, Path]
-    output: Path
-    options: object
-    interrupted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,135 +310,6 @@ def _stage_options(stage: Stage, table: Mapping[str, JsonValue], recipe: Recipe)
 
 
 _SET_BY_RECIPE = ("data", "force", "resume")
-
-
-def _train(call: StageCall) -> None:
-    from edgebert.train import TrainOptions, checkpoint_from_data
-
-    assert isinstance(call.options, TrainOptions)
-    checkpoint_from_data(call.data, call.output, dataclasses.replace(call.options, resume=_can_resume(call)))
-
-
-def _distill(call: StageCall) -> None:
-    from edgebert.train import DistillOptions, checkpoint_from_teacher
-
-    assert isinstance(call.options, DistillOptions)
-    options = dataclasses.replace(call.options, resume=_can_resume(call))
-    checkpoint_from_teacher(call.data, str(call.inputs["train"]), call.output, options)
-
-
-def _can_resume(call: StageCall) -> bool:
-    """Say whether training goes on where it was; what an interrupted run with other options left is removed."""
-    from edgebert.train.state import RunFolder
-
-    if not call.interrupted:
-        RunFolder(call.output, {}).remove()
-    return call.interrupted
-
-
-def _export(call: StageCall) -> None:
-    from edgebert.export.graph import ExportOptions, graph_from_checkpoint
-
-    assert isinstance(call.options, ExportOptions)
-    graph_from_checkpoint(call.inputs["distill"], call.output, call.options)
-
-
-def _quantize(call: StageCall) -> None:
-    from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph
-
-    assert isinstance(call.options, QuantizeOptions)
-    int8_graph_from_graph(call.inputs["export"], call.data, call.output, call.options)
-
-
-def _compile(call: StageCall) -> None:
-    from edgebert.export.compile import CompileOptions, bundle_from_graph
-
-    assert isinstance(call.options, CompileOptions)
-    bundle_from_graph(call.inputs["quantize"], call.output, call.options)
-
-
-def _bench(call: StageCall) -> None:
-    from edgebert.bench import BenchOptions, result_from_arms
-
-    assert isinstance(call.options, BenchOptions)
-    arms = {"teacher": "train", "student-fp32": "export", "student-int8": "compile"}
-    result = result_from_arms([f"{arm}={call.inputs[stage]}" for arm, stage in arms.items()], call.output, call.options)
-    if not result.status.valid:
-        raise NotComparableError(
-            f"the measurement `{call.output}` is not valid: {'; '.join(result.status.reasons)}",
-            hint=f"look at it with `edgebert report {call.output} -o report.html`, then run the recipe again",
-        )
-
-
-def _report(call: StageCall) -> None:
-    from edgebert.bench import ReportOptions, report_from_results
-
-    assert isinstance(call.options, ReportOptions)
-    report_from_results([call.inputs["bench"]], call.output, force=call.options.force)
-
-
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            name="train",
-            makes="teacher",
-            needs=(),
-            options="edgebert.train:TrainOptions",
-            run=_train,
-            uses_data=True,
-        ),
-        Stage(
-            name="distill",
-            makes="student",
-            needs=("train",),
-            options="edgebert.train:DistillOptions",
-            run=_distill,
-            uses_data=True,
-        ),
-        Stage(
-            name="export",
-            makes="{name}.onnx",
-            needs=("distill",),
-            options="edgebert.export.graph:ExportOptions",
-            run=_export,
-            uses_data=True,
-        ),
-        Stage(
-            name="quantize",
-            makes="{name}.int8.onnx",
-            needs=("export",),
-            options="edgebert.calibration.quantize:QuantizeOptions",
-            run=_quantize,
-            uses_data=True,
-        ),
-        Stage(
-            name="compile",
-            makes="{name}.edgebert",
-            needs=("quantize",),
-            options="edgebert.export.compile:CompileOptions",
-            run=_compile,
-            uses_data=False,
-        ),
-        Stage(
-            name="bench",
-            makes="{name}.bench.json",
-            needs=("train", "export", "compile"),
-            options="edgebert.bench:BenchOptions",
-            run=_bench,
-            uses_data=True,
-            beside="{name}.bench.samples.npz",
-        ),
-        Stage(
-            name="report",
-            makes="{name}.html",
-            needs=("bench",),
-            options="edgebert.bench:ReportOptions",
-            run=_report,
-            uses_data=False,
-        ),
-    )
-}
 
 
 def _apply_change(tree: dict[str, JsonValue], change: str) -> None:

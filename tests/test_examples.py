@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from edgebert.data import load_dataset
-from edgebert.recipe import STAGES, _stage_options, read_recipe
+from edgebert.recipe import _stage_options, read_recipe
+from edgebert.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from edgebert import recipe as recipe_module
 from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, LockedError, UsageError
-from edgebert.recipe import DEMO, STAGES, Recipe, Stage, StageCall, read_recipe, run_recipe
+from edgebert.recipe import DEMO, Recipe, read_recipe, run_recipe
+from edgebert.stages import STAGES, Stage, StageCall
 
 pytest.importorskip("pydantic")
 
@@ -43,7 +45,7 @@ class _Calls(list[str]):
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> _Calls:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Calls]:
     """Two small stages in place of the real ones; the second reads what the first wrote."""
     ran = _Calls()
 
@@ -77,9 +79,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> _Calls:
             uses_data=False,
         ),
     }
-    monkeypatch.setattr(recipe_module, "STAGES", stages)
     monkeypatch.setattr(recipe_module, "_data_sha256", lambda recipe: f"hash of {recipe.data}")
-    return ran
+    real = dict(STAGES)
+    STAGES.clear()
+    STAGES.update(stages)
+    yield ran
+    STAGES.clear()
+    STAGES.update(real)
 
 
 def _read(tmp_path: Path, text: str = TEXT, *changes: str) -> Recipe:
@@ -149,8 +155,8 @@ def test_run_recipe_tells_a_stage_that_it_was_interrupted(calls: _Calls, tmp_pat
             raise KeyboardInterrupt
         call.output.write_text("done")
 
-    whole = recipe_module.STAGES["first"]
-    recipe_module.STAGES["first"] = replace(whole, run=dies)
+    whole = STAGES["first"]
+    STAGES["first"] = replace(whole, run=dies)
     for change in ("first.word=a", "first.word=b"):  # other options: not the run that was interrupted
         with pytest.raises(KeyboardInterrupt):
             run_recipe(_read(tmp_path, TEXT, change))
@@ -168,13 +174,13 @@ def test_run_recipe_replaces_nothing_that_it_did_not_make(calls: _Calls, tmp_pat
 
 
 def test_run_recipe_makes_again_when_the_second_file_is_gone(calls: _Calls, tmp_path: Path) -> None:
-    whole = recipe_module.STAGES["first"]
+    whole = STAGES["first"]
 
     def both(call: StageCall) -> None:
         whole.run(call)
         call.output.with_name("letters.samples").write_text("beside")
 
-    recipe_module.STAGES["first"] = replace(whole, run=both, beside="{name}.samples")
+    STAGES["first"] = replace(whole, run=both, beside="{name}.samples")
     run_recipe(_read(tmp_path))
     (tmp_path / "out" / "letters.samples").unlink()
     calls.clear()
@@ -188,12 +194,12 @@ def test_run_recipe_goes_on_after_a_failed_stage(
     def fails(call: StageCall) -> None:
         raise UsageError("broken")
 
-    whole = recipe_module.STAGES["second"]
+    whole = STAGES["second"]
     broken = Stage(
         name="second", makes=whole.makes, needs=whole.needs, options=whole.options, run=fails, uses_data=False
     )
     with monkeypatch.context() as patch:
-        patch.setitem(recipe_module.STAGES, "second", broken)
+        patch.setitem(STAGES, "second", broken)
         with pytest.raises(UsageError, match="broken"):
             run_recipe(_read(tmp_path))
     calls.clear()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgebert._files import sha256_of_file
-from edgebert.recipe import DEMO, STAGES
+from edgebert.recipe import DEMO
+from edgebert.stages import STAGES
 
 for _module in ("torch", "onnx", "nncf", "openvino", "onnxruntime", "matplotlib", "pydantic"):
     pytest.importorskip(_module)
