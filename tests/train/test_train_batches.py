@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgebert.data import Example
-from edgebert.preprocess import Preprocessing, load_image, pixel_sha256
+from edgebert.preprocess import Preprocessing, RgbImage, load_image, pixel_sha256
 from edgebert.train.batches import ImageBatches, shuffled_batches
 from edgebert.train.optimizer import adamw, learning_rate_at
 
@@ -37,11 +37,22 @@ def test_image_batches_read_what_preprocess_makes(examples: list[Example], ram_b
         assert labels.tolist() == [examples[position].label for position in positions]
 
 
-def test_image_batches_stop_decoding_when_the_reader_stops(examples: list[Example]) -> None:
+def test_image_batches_stop_decoding_when_the_reader_stops(
+    examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = ImageBatches(examples, _RULE, ram_bytes=0)
+    decoded: list[int] = []
+    load = images._load
+
+    def remember(position: int) -> RgbImage:
+        decoded.append(position)
+        return load(position)
+
+    monkeypatch.setattr(images, "_load", remember)
     reader = images.read(shuffled_batches(len(images), 2, seed=1))
     next(reader)
     reader.close()  # type: ignore[attr-defined]  # a generator
+    assert 2 <= len(decoded) <= 6 < len(images)  # the batch that was read, and the two ahead of it at most
 
 
 def test_in_order_yields_the_split_in_order(examples: list[Example]) -> None:
