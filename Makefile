@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-slow check format demo-seeds clean
+.PHONY: help demo test test-slow check format demo-seeds proof-distil clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,9 @@ format: $(DEV_STAMP) ## write the format
 
 demo-seeds: $(RUN_STAMP) ## the demo over five seeds, with the medians the README states
 	$(BIN)/python benchmarks/demo_seeds.py
+
+proof-distil: $(DEV_STAMP) ## distillation held against its list, docs/proofs/distil.md (an hour; DATA=FOLDER)
+	$(BIN)/python benchmarks/proof_distil.py $(or $(DATA),../shared/data)
 
 clean: ## remove .venv and what the demo made
 	rm -rf $(VENV) runs

@@ -36,13 +36,16 @@ def calibration_examples(dataset: Dataset, count: int) -> tuple[Example, ...]:
 
 
 def spread_over_classes(examples: Sequence[Example], count: int) -> tuple[Example, ...]:
-    """Return `count` of the examples, or all, as many of each class as there are, chosen by pixel hash."""
-    ranks: dict[int, int] = {}
+    """Return `count` of the examples, or all, as many of each class as there are, chosen by pixel hash.
+
+    Where images have several labels, the same labels together count as a class.
+    """
+    ranks: dict[tuple[int, ...], int] = {}
     rounds = []
-    for example in sorted(examples, key=lambda example: (example.pixel_sha256, example.label)):
-        rank = ranks.get(example.label, 0)
-        ranks[example.label] = rank + 1
-        rounds.append((rank, example.pixel_sha256, example.label, example))
+    for example in sorted(examples, key=lambda example: (example.pixel_sha256, example.labels)):
+        rank = ranks.get(example.labels, 0)
+        ranks[example.labels] = rank + 1
+        rounds.append((rank, example.pixel_sha256, example.labels, example))
     rounds.sort(key=lambda entry: entry[:3])
     return tuple(example for _, _, _, example in rounds[:count])
 

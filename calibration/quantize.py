@@ -17,7 +17,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,12 @@ from edgebert.calibration.placement import Placement, placement_of_graph
 from edgebert.calibration.symmetric import symmetric_form
 from edgebert.card import ImageSet, ModelCard, Provenance, hash_of_hashes
 from edgebert.data import DataOptions, Dataset, Example, align_classes, load_dataset
+from edgebert.decisions import decisions
 from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, UsageError
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
 from edgebert.export.rules import check_int8_graph, graph_precision, qdq_counts
 from edgebert.extras import installed_version, require
+from edgebert.metrics import exact_match, multilabel_f1
 from edgebert.preprocess import Preprocessing, RgbImage, load_image, resize_image
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
 
@@ -74,6 +76,9 @@ class QuantizeOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeReport:
     """What was quantised, and what it changed on validation images.
+
+    A decision of a multi-label model is all that it says of an image; the fields that begin with `top1` are then the shares of
+    images of which exactly their labels are said.
 
     Attributes:
         path: the graph.
@@ -132,12 +137,12 @@ def int8_graph_from_graph(
     options = options or QuantizeOptions()
     check_not_input(output, source)
     check_file_is_free(output, force=options.force)
-    dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped))
     graph = _float_graph(Path(source), data, options)
     model = parse_graph(graph)
     card = card_of_model(model, what=f"`{source}`")
     if graph_precision(model) == "int8":
         raise BadDataError(f"`{source}` is quantised already", expected="an FP32 graph or a checkpoint")
+    dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=card.task))
     dataset = align_classes(dataset, card.class_names, class_map=options.class_map)
     chosen = calibration_examples(dataset, options.images)
     if len(chosen) < options.images:
@@ -157,7 +162,7 @@ def int8_graph_from_graph(
     with staged_file(output, force=options.force) as staging:
         staging.write_bytes(content)
     report = _report(output, content, quantised, placement, chosen, comparison)
-    _say(report)
+    _say(report, card)
     return report
 
 
@@ -254,25 +259,40 @@ def _quiet_nncf() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
-    """Logits on the validation images, float32 (images, classes), by engine, and the labels."""
+    """Logits on the validation images, float32 (images, classes), by engine, and the labels, bool (images, classes)."""
 
-    labels: NDArray[np.int64]
+    labels: NDArray[np.bool_]
+    thresholds: tuple[float, ...]
     before: Mapping[str, NDArray[np.float32]]
     after: Mapping[str, NDArray[np.float32]]
 
     def agreement(self, engine: str) -> float:
-        return float((self.before[engine].argmax(1) == self.after[engine].argmax(1)).mean())
+        return exact_match(self._said(self.before[engine]), self._said(self.after[engine]))
 
     def engines_agree(self) -> float:
-        first, second = (self.after[engine].argmax(1) for engine in _ENGINES)
-        return float((first == second).mean())
+        first, second = (self._said(self.after[engine]) for engine in _ENGINES)
+        return exact_match(first, second)
 
     def engine_difference(self) -> float:
         first, second = (self.after[engine] for engine in _ENGINES)
         return float(np.abs(first - second).max())
 
-    def top1(self, logits: NDArray[np.float32]) -> float:
-        return float((logits.argmax(1) == self.labels).mean())
+    def right(self, logits: NDArray[np.float32]) -> float:
+        return exact_match(self.labels, self._said(logits))
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the provenance keeps of FP32 and INT8 in ONNX Runtime, by name."""
+        name = "exact_match" if self.thresholds else "top1"
+        found = {}
+        for precision, logits in (("fp32", self.before["onnxruntime"]), ("int8", self.after["onnxruntime"])):
+            found[f"val_{name}_{precision}"] = self.right(logits)
+            if self.thresholds:
+                micro, macro = multilabel_f1(self.labels, self._said(logits))
+                found[f"val_micro_f1_{precision}"], found[f"val_macro_f1_{precision}"] = micro, macro
+        return found
+
+    def _said(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return decisions(logits, self.thresholds)
 
 
 def _compared(before: bytes, after: bytes, card: ModelCard, examples: tuple[Example, ...]) -> _Comparison:
@@ -285,8 +305,12 @@ def _compared(before: bytes, after: bytes, card: ModelCard, examples: tuple[Exam
             for example in tracked(examples, what="read validation images", total=len(examples))
         ]
     )
+    labels = np.zeros((len(examples), len(card.class_names)), np.bool_)
+    for row, example in enumerate(examples):
+        labels[row, list(example.labels)] = True
     return _Comparison(
-        labels=np.array([example.label for example in examples], np.int64),
+        labels=labels,
+        thresholds=card.thresholds,
         before={engine: _logits(engine, before, card, images) for engine in _ENGINES},
         after={engine: _logits(engine, after, card, images) for engine in _ENGINES},
     )
@@ -319,9 +343,8 @@ def _card(
 ) -> ModelCard:
     hashes = [example.pixel_sha256 for example in chosen]
     packages = ("nncf", "onnx", "onnxruntime", "openvino")
-    return ModelCard(
-        class_names=card.class_names,
-        preprocessing=card.preprocessing,
+    return replace(
+        card,
         provenance=Provenance(
             stage="quantize",
             made_from={
@@ -338,8 +361,7 @@ def _card(
             },
             versions={package: installed_version(package) or "unknown" for package in packages},
             metrics={
-                "val_top1_fp32": comparison.top1(comparison.before["onnxruntime"]),
-                "val_top1_int8": comparison.top1(comparison.after["onnxruntime"]),
+                **comparison.metrics(),
                 "val_agreement_onnxruntime": comparison.agreement("onnxruntime"),
                 "val_agreement_openvino": comparison.agreement("openvino"),
                 "val_engines_agree": comparison.engines_agree(),
@@ -369,15 +391,15 @@ def _report(
         agreement_openvino=comparison.agreement("openvino"),
         engines_agree=comparison.engines_agree(),
         max_engine_difference=comparison.engine_difference(),
-        top1_before=comparison.top1(comparison.before["onnxruntime"]),
-        top1_after=comparison.top1(comparison.after["onnxruntime"]),
-        top1_after_openvino=comparison.top1(comparison.after["openvino"]),
+        top1_before=comparison.right(comparison.before["onnxruntime"]),
+        top1_after=comparison.right(comparison.after["onnxruntime"]),
+        top1_after_openvino=comparison.right(comparison.after["openvino"]),
         operators=qdq_counts(model),
         kept_float=dict(sorted(Counter(placement.kept_float.values()).items())),
     )
 
 
-def _say(report: QuantizeReport) -> None:
+def _say(report: QuantizeReport, card: ModelCard) -> None:
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     kept = ", ".join(f"{count} {reason}" for reason, count in report.kept_float.items())
     _log.info("calibrated on %d training images; int8: %s; in float: %s", report.calibration_images, operators, kept)
@@ -388,7 +410,8 @@ def _say(report: QuantizeReport) -> None:
         100 * report.agreement_openvino,
         100 * report.engines_agree,
     )
-    _log.info("top-1 on them: %.2f %% before, %.2f %% after", 100 * report.top1_before, 100 * report.top1_after)
+    what = "top-1" if card.task == "single-label" else "exact match"
+    _log.info("%s on them: %.2f %% before, %.2f %% after", what, 100 * report.top1_before, 100 * report.top1_after)
     lowest = min(report.agreement_onnxruntime, report.agreement_openvino, report.engines_agree)
     if lowest < _WORTH_A_WARNING:
         _log.warning("only %.2f %% of the decisions are equal, less than 99 %%", 100 * lowest)

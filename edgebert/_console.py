@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgebert")
 
 
+def leads() -> bool:
+    """Say whether this process speaks for those that train together: `torchrun` numbers them from 0, and one is enough."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class _StderrHandler(logging.Handler):
     """Shows notes and warnings as plain lines on stderr, and counts the warnings for the last line."""
 
@@ -28,6 +33,8 @@ class _StderrHandler(logging.Handler):
         self.skipped_files = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not leads():
+            return
         text = record.getMessage()
         self.skipped_files = max(self.skipped_files, getattr(record, "skipped_files", 0))
         if record.levelno >= logging.WARNING:
@@ -47,6 +54,8 @@ def printable(text: str) -> str:
 
 def show(data: JsonObject, text: str, *, as_json: bool) -> None:
     """Print a command's answer on stdout: text for people, or the same as JSON."""
+    if not leads():
+        return
     if as_json:
         sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
     else:

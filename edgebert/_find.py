@@ -7,15 +7,31 @@ import logging
 import re
 from pathlib import Path
 
-from edgebert._sources import LAYOUTS, Listing, children, csv_listing, digits_listing, folder_listing, shortened
+from edgebert._sources import (
+    LAYOUTS,
+    LabelUse,
+    Listing,
+    children,
+    csv_listing,
+    digits_listing,
+    folder_listing,
+    shortened,
+    unlabelled_folder_listing,
+)
 from edgebert._tables import hub_listing, parquet_folder_listing, parquet_listing, saved_listing
 from edgebert.errors import InputNotFoundError, UsageError
 
 logger = logging.getLogger("edgebert")
 
 
-def find_listing(data: str | Path, revision: str | None) -> Listing:
+def find_listing(data: str | Path, revision: str | None, labels: LabelUse = "needed") -> Listing:
     """List what DATA names: `digits`, a folder or file that is here, or a data set of the Hugging Face hub, in this order.
+
+    Args:
+        data: what the user wrote.
+        revision: of a data set of the hub.
+        labels: `ignored` where the images alone are wanted; then a folder of images needs no class folders, and a table
+            no column of labels.
 
     Raises:
         BadDataError: it is there and cannot be used.
@@ -34,10 +50,10 @@ def find_listing(data: str | Path, revision: str | None) -> Listing:
         return digits_listing()
     if there:
         _refuse_revision(revision, data)
-        return _local_listing(path)
+        return _local_listing(path, labels)
     if isinstance(data, str) and _may_be_on_hub(data):
         try:
-            return hub_listing(data, revision)
+            return hub_listing(data, revision, labels)
         except InputNotFoundError as error:
             local = _not_there(path)
             raise InputNotFoundError(
@@ -48,19 +64,19 @@ def find_listing(data: str | Path, revision: str | None) -> Listing:
     raise _not_there(path)
 
 
-def _local_listing(path: Path) -> Listing:
+def _local_listing(path: Path, labels: LabelUse) -> Listing:
     if path.is_file():
-        return parquet_listing(path)
+        return parquet_listing(path, labels)
     if not path.is_dir():
         raise InputNotFoundError(f"`{path}` is neither a folder nor a regular file", expected=LAYOUTS)
     folders, files = children(path)
     if "labels.csv" in files:
-        return csv_listing(path)
+        return csv_listing(path, labels)
     if "dataset_info.json" in files or "dataset_dict.json" in files:
-        return saved_listing(path)
+        return saved_listing(path, labels)
     if not folders and any(name.endswith(".parquet") for name in files):
-        return parquet_folder_listing(path)
-    return folder_listing(path)
+        return parquet_folder_listing(path, labels)
+    return folder_listing(path) if labels == "needed" else unlabelled_folder_listing(path)
 
 
 def _exists(path: Path) -> bool:

@@ -5,13 +5,19 @@ Only typer and the standard library are imported here, so that `edgebert --help`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from edgebert.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgebert.train.options import LoopOptions
+
+_Options = TypeVar("_Options", bound="LoopOptions")
 
 Data = Annotated[
     str,
@@ -61,23 +67,50 @@ ClipNorm = Annotated[float, typer.Option(help="The gradient's norm is cut to thi
 MixedPrecision = Annotated[
     Literal["auto", "no", "bf16", "fp16"], typer.Option(help="auto: bf16 where a CUDA device has it.")
 ]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: CUDA where there is a device.")]
 Augment = Annotated[
     str,
     typer.Option(
         metavar="NAMES",
-        help="Comma-separated: shift, rotate, crop, flip, vertical-flip, randaugment; or none. "
+        help="Comma-separated: shift, rotate, crop, flip, vertical-flip, jitter, randaugment, erase, mask; or none. "
         "Take only what leaves every class its meaning.",
     ),
 ]
 Shift = Annotated[float, typer.Option(help="For shift: the largest, as a share of the side.")]
 Rotation = Annotated[float, typer.Option(help="For rotate: the largest, in degrees.")]
 CropScale = Annotated[float, typer.Option(help="For crop: the smallest, as a share of the area.")]
+Jitter = Annotated[float, typer.Option(help="For jitter: the largest change of colour, as a share.")]
+Erase = Annotated[float, typer.Option(help="For erase: the probability that an image loses a rectangle.")]
+Mask = Annotated[float, typer.Option(help="For mask: the share of patches that are hidden.")]
 Mixup = Annotated[float, typer.Option(help="Images blended in pairs, shares from Beta(a, a); 0 for never.")]
+Cutmix = Annotated[float, typer.Option(help="Rectangles of other images, areas from Beta(a, a); 0 for never.")]
+Sampling = Annotated[
+    Literal["natural", "balanced"], typer.Option(help="balanced: as many images of each class, rare ones repeated.")
+]
+ClassWeights = Annotated[
+    Literal["none", "inverse", "effective"], typer.Option(help="Weight of each class in the label loss.")
+]
+Smoothing = Annotated[float, typer.Option(help="Of the labels, spread evenly over all classes.")]
+Freeze = Annotated[int, typer.Option(metavar="N", help="Lower blocks, and what is below them, that are not trained.")]
+FreezeBatchNorm = Annotated[bool, typer.Option("--freeze-batch-norm", help="Batch norms keep their statistics.")]
+LayerDecay = Annotated[float, typer.Option(help="A block's learning rate is this times that of the one above it.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+]
+Patience = Annotated[int, typer.Option(help="Epochs without a better one before the run stops; 0 for never.")]
+SaveEvery = Annotated[int, typer.Option(help="Batches after which the state is saved, besides after each epoch.")]
+ViewSeed = Annotated[
+    int | None, typer.Option(help="Of the views alone, to share a cache between seeds.", show_default="the seed")
+]
 Ema = Annotated[float, typer.Option(help="Decay of the running average of weights that is kept; 0 for none.")]
 Examples = Annotated[
     int, typer.Option(help="Images that travel with the model for self-tests; 0 where none may leave this computer.")
 ]
 Workers = Annotated[int, typer.Option(help="Threads that decode images; 0 for the physical cores.")]
+Init = Annotated[
+    Literal["auto", "teacher", "anew"],
+    typer.Option(help="teacher: start from its own weights, cut to size; auto: where its blocks are of one type."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of this output.")]
 
 
@@ -96,6 +129,18 @@ def class_map_from(pairs: Sequence[str] | None) -> dict[str, str]:
             raise UsageError(f"`--class-map` names `{theirs.strip()}` twice")
         found[theirs.strip()] = ours.strip()
     return found
+
+
+def options_from(kind: type[_Options], given: Mapping[str, object]) -> _Options:
+    """Make options from a command's parameters of the same names; a test holds the two against each other.
+
+    Raises:
+        UsageError: a value is outside its range, or a class map cannot be read.
+    """
+    values: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(kind)}
+    values["augment"] = names_from(str(values["augment"]))
+    values["class_map"] = class_map_from(values["class_map"])
+    return kind(**values)
 
 
 def names_from(text: str) -> tuple[str, ...]:

@@ -94,6 +94,18 @@ class Fields:
         numbers = [number for number in map(_finite, value) if number is not None]
         return tuple(numbers) if len(numbers) == len(value) else self._refuse(key, "a list of finite numbers")
 
+    def rows_of_numbers(self, key: str) -> tuple[tuple[float, ...], ...]:
+        value = self.value.get(key)
+        if not isinstance(value, (list, tuple)):
+            return self._refuse(key, "a list of lists of numbers")
+        return tuple(Fields({key: row}, what=self.what).numbers(key) for row in value)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self.value.get(key)
+        if isinstance(value, (list, tuple)) and all(type(entry) is int for entry in value):
+            return tuple(entry for entry in value if isinstance(entry, int))
+        return self._refuse(key, "a list of integers")
+
     def fields(self, key: str) -> Fields:
         value = self.value.get(key)
         return (
@@ -107,6 +119,21 @@ class Fields:
         if not isinstance(value, (list, tuple)):
             return self._refuse(key, "a list of objects")
         return tuple(Fields(entry, what=f"{self.what}, `{key}`[{index}]") for index, entry in enumerate(value))
+
+
+def flat(value: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
+    """Return nested objects as one, lists as tuples, so that two can be compared name by name.
+
+    >>> flat({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': (2,)}
+    """
+    found: dict[str, JsonValue] = {}
+    for name, entry in value.items():
+        if isinstance(entry, Mapping):
+            found.update(flat(entry, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = tuple(entry) if isinstance(entry, (list, tuple)) else entry
+    return found
 
 
 def _finite(value: JsonValue) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -28,7 +30,8 @@ class Progress:
 
     def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
         self._what, self._total, self._done = what, total, 0
-        self._stream = stream or sys.stderr
+        # Of processes that train together (`torchrun` numbers them from 0) one speaks.
+        self._stream = stream or (sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO())
         self._bar = self._stream.isatty()
         self._started = time.monotonic()
         self._shown = self._started if not self._bar else 0.0

@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,9 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "validation": "val",
     "test": "test",
 }
+
+# Whether labels must be there, or the images alone are wanted.
+LabelUse = Literal["needed", "ignored"]
 
 _LEFT_BY_FILE_MANAGERS = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -66,12 +70,21 @@ ExampleSource: TypeAlias = "Path | bytes | RgbImage | Row"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One listed image; `split` is None where the user leaves the split to us."""
+    """One listed image.
+
+    Attributes:
+        id: printable; where it lies in the data.
+        class_names: of its labels, sorted, none twice; empty where it has none.
+        split: None where the user leaves the split to us.
+        source: where it lies.
+        text: what the data says of it in words, "" for nothing.
+    """
 
     id: str
-    class_name: str
+    class_names: tuple[str, ...]
     split: SplitName | None
     source: ExampleSource
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +96,16 @@ class Listing:
         entries: the images, not yet decoded.
         classes: all class names, those without any image included.
         problems: (id, reason) of what cannot be an image, such as a folder that contains itself.
+        not_single: the first image that has not exactly one label, in words; "" where each has one.
+        plural: whether the column of the labels announces several: `labels`, or lists.
     """
 
     name: str
     entries: tuple[Entry, ...]
     classes: frozenset[str]
     problems: tuple[tuple[str, str], ...] = ()
+    not_single: str = ""
+    plural: bool = False
 
 
 @dataclass
@@ -99,9 +116,14 @@ class _Found:
     classes: dict[str, str] = field(default_factory=dict)  # class name -> the folder name it was made of
     problems: list[tuple[str, str]] = field(default_factory=list)
 
-    def listing(self, name: str) -> Listing:
+    def listing(self, name: str, *, not_single: str = "", plural: bool = False) -> Listing:
         return Listing(
-            name=name, entries=tuple(self.entries), classes=frozenset(self.classes), problems=tuple(self.problems)
+            name=name,
+            entries=tuple(self.entries),
+            classes=frozenset(self.classes),
+            problems=tuple(self.problems),
+            not_single=not_single,
+            plural=plural,
         )
 
 
@@ -160,13 +182,46 @@ def folder_listing(folder: Path) -> Listing:
     return found.listing(name_of(folder))
 
 
-def csv_listing(folder: Path) -> Listing:
-    """List the images that `labels.csv` names: columns `file`, `labels`, optional `text` and `split`.
+def unlabelled_folder_listing(folder: Path) -> Listing:
+    """List every file at any depth of a folder, whatever its folders are called.
 
-    `file` is relative to the folder and stays inside it. `text` is not used yet.
+    Of the folders at its top, `val` (or `valid`, `validation`) and `train` are those splits, and `test` is left out.
 
     Raises:
-        BadDataError: no CSV in UTF-8, a column or value is missing, a file twice, several labels for one image.
+        BadDataError: the folder holds no files.
+        InputNotFoundError: a folder cannot be read.
+    """
+    folders, files = children(folder)
+    found = _Found(entries=[_unlabelled(folder, folder / name, None) for name in files])
+    above = frozenset(_identity(parent) for parent in (*folder.resolve().parents, folder))
+    for name in folders:
+        split = SPLIT_NAMES.get(name.lower())
+        if split == "test":
+            logger.info("`%s` is left out, so that it can still judge what is trained here", folder / name)
+            continue
+        for path, problem in _files_below(folder / name, above):
+            entry = _unlabelled(folder, path, split)
+            if problem:
+                found.problems.append((entry.id, problem))
+            else:
+                found.entries.append(entry)
+    if not found.entries:
+        raise BadDataError(f"`{folder}` holds no files", expected="images, at any depth")
+    return found.listing(name_of(folder))
+
+
+def csv_listing(folder: Path, labels: LabelUse = "needed") -> Listing:
+    """List the images that `labels.csv` names: columns `file`, `labels`, optional `text` and `split`.
+
+    `file` is relative to the folder and stays inside it. Several labels of one image are joined by `|`; an empty cell says
+    that it has none.
+
+    Args:
+        folder: the one that holds `labels.csv`.
+        labels: `ignored` where the images alone are wanted: then the column may be missing, and none is read.
+
+    Raises:
+        BadDataError: no CSV in UTF-8, a column or value is missing, a file twice, a label twice for one image.
         InputNotFoundError: it cannot be read.
     """
     path = folder / "labels.csv"
@@ -176,26 +231,35 @@ def csv_listing(folder: Path) -> Listing:
         columns = reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadDataError(f"`{path}` cannot be read as CSV: {error}", expected="UTF-8 with commas") from error
-    label_column = label_column_of(columns, what=str(path))
+    label_column = label_column_of(columns, what=str(path)) if labels == "needed" else None
     if "file" not in columns:
         raise BadDataError(f"`{path}` has the columns {', '.join(columns) or 'none'}", expected="file, labels")
-    if "text" in columns:
-        logger.info("`%s`: the column `text` is not used by this version", path)
     splits = given_splits([row.get("split") for _, row in rows], what=str(path))
-    found, lines = _Found(), dict[str, int]()
+    found, lines, not_single = _Found(), dict[str, int](), ""
     for (line, row), split in zip(rows, splits, strict=True):
         where = f"`{path}`, line {line},"
         if None in row or None in row.values():
             raise BadDataError(f"{where} has another number of fields than the header")
-        file, label = row["file"], row[label_column]
+        file, cell = row["file"], row[label_column] if label_column else ""
         if file in lines:
             raise BadDataError(f"{where} names `{file}` again, first in line {lines[file]}")
         lines[file] = line
+        names = _csv_classes(cell, where)
+        if len(names) != 1 and not not_single:
+            not_single = f"{where} has {f'several labels: `{escape_text(cell)}`' if names else 'no label'}"
         found.entries.append(
-            Entry(id=escape_text(file), class_name=_csv_class(label, where), split=split, source=inside(folder, file))
+            Entry(
+                id=escape_text(file),
+                class_names=names,
+                split=split,
+                source=inside(folder, file),
+                text=row.get("text", ""),
+            )
         )
-        found.classes[found.entries[-1].class_name] = label
-    return found.listing(name_of(folder))
+        found.classes.update(dict.fromkeys(names, cell))
+    return found.listing(
+        name_of(folder), not_single=not_single if label_column else "", plural=label_column == "labels"
+    )
 
 
 def digits_listing() -> Listing:
@@ -210,7 +274,7 @@ def digits_listing() -> Listing:
     grey = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)  # (images, 8, 8)
     images = np.repeat(grey[:, :, :, np.newaxis], 3, axis=3)  # (images, 8, 8, 3)
     entries = tuple(
-        Entry(id=f"digits/{index:04d}", class_name=str(int(label)), split=None, source=image)
+        Entry(id=f"digits/{index:04d}", class_names=(str(int(label)),), split=None, source=image)
         for index, (image, label) in enumerate(zip(images, digits.target, strict=True))
     )
     return Listing(name="digits", entries=entries, classes=frozenset(str(digit) for digit in range(10)))
@@ -222,6 +286,14 @@ def label_column_of(columns: Sequence[str], *, what: str) -> str:
     if len(present) != 1:
         raise BadDataError(f"{what} has the columns {', '.join(columns) or 'none'}", expected="`label` or `labels`")
     return present[0]
+
+
+def distinct_names(names: Sequence[str], *, where: str) -> tuple[str, ...]:
+    """Return the class names of one image, sorted; raises `BadDataError` where one comes twice."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise BadDataError(f"{where} names the label `{twice}` twice", expected="each label of an image once")
+    return tuple(sorted(names))
 
 
 def given_splits(values: Sequence[object], *, what: str) -> list[SplitName | None]:
@@ -315,7 +387,7 @@ def _list_class(found: _Found, root: Path, parts: tuple[str, ...], split: SplitN
         if problem:
             found.problems.append((identity, problem))
         else:
-            found.entries.append(Entry(id=identity, class_name=class_name, split=split, source=path))
+            found.entries.append(Entry(id=identity, class_names=(class_name,), split=split, source=path))
 
 
 def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
@@ -330,6 +402,10 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tu
         folders, files = children(here)
         yield from ((here / name, "") for name in files)
         waiting.extend((here / name, above | {identity}) for name in reversed(folders))
+
+
+def _unlabelled(root: Path, path: Path, split: SplitName | None) -> Entry:
+    return Entry(id=escape_text(path.relative_to(root).as_posix()), class_names=(), split=split, source=path)
 
 
 def _prefixes(root: Path, parts: tuple[str, ...]) -> list[Path]:
@@ -351,15 +427,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _csv_class(label: str, where: str) -> str:
-    if not label.strip():
-        raise BadDataError(f"{where} has no label")
-    if "|" in label:
+def _csv_classes(cell: str, where: str) -> tuple[str, ...]:
+    """Return the class names of one cell, sorted: none for an empty one."""
+    if not cell.strip():
+        return ()
+    labels = cell.split("|")
+    if not all(label.strip() for label in labels):
         raise BadDataError(
-            f"{where} has several labels: `{escape_text(label)}`",
-            expected="one label for each image: multi-label data is not supported by this version",
+            f"{where} has an empty label: `{escape_text(cell)}`", expected="names with one `|` between two of them"
         )
-    return class_name_of(label)
+    # Blanks beside a `|` are typing, not part of a name; one name alone stays as it is written, as it always did.
+    names = [class_name_of(label.strip() if len(labels) > 1 else label) for label in labels]
+    return distinct_names(names, where=where)
 
 
 def _escaped(character: str) -> str:

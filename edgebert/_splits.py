@@ -5,7 +5,14 @@ SHA-256(salt + hash). The first 20 % are test, the next 10 % of the rest val; ha
 So the choice does not depend on names, order or format of the files nor on the machine, and the same pixels always fall
 into the same split. 20 % is of the whole class, a val split that the user supplied included, but only train images move.
 
->>> images = [LabelledHash(name, f"{name}{index}", None) for name in ("cat", "dog") for index in range(10)]
+Where an image may have several labels or none, its class is its rarest label: the one that the fewest different images of
+the whole data set have, the first in the order of the class names where two are as rare. Images without any label are a
+class of their own. A class with too few images for all splits stays in train, and a label of which no image would be left in
+train takes its first one, in the order above, back.
+
+Unlabelled images are one class, of which 10 % are val.
+
+>>> images = [LabelledHash((name,), f"{name}{index}", None) for name in ("cat", "dog") for index in range(10)]
 >>> chosen = choose_splits(images, ("cat", "dog"), missing=("test", "val"))
 >>> [sum(split == wanted for split in chosen.values()) for wanted in ("train", "val", "test")]
 [14, 2, 4]
@@ -14,7 +21,8 @@ into the same split. 20 % is of the whole class, a val split that the user suppl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from edgebert._sources import SplitName
@@ -27,7 +35,7 @@ _TEST_PERCENT, _VAL_PERCENT = 20, 10
 class LabelledHash(NamedTuple):
     """One image to place; `split` is None where the user left it to us."""
 
-    class_name: str
+    class_names: tuple[str, ...]
     sha256: str
     split: SplitName | None
 
@@ -50,9 +58,10 @@ def choose_splits(
     movable: dict[str, set[str]] = {name: set() for name in class_names}
     whole: dict[str, set[str]] = {name: set() for name in class_names}
     for image in images:
-        whole[image.class_name].add(image.sha256)
+        (name,) = image.class_names
+        whole[name].add(image.sha256)
         if image.split in (None, "train"):
-            movable[image.class_name].add(image.sha256)
+            movable[name].add(image.sha256)
     chosen: dict[str, SplitName] = {}
     for name in class_names:
         ordered = sorted(movable[name], key=_order)
@@ -63,6 +72,50 @@ def choose_splits(
         for sha256 in ordered:
             chosen.setdefault(sha256, "train")
     return chosen
+
+
+def choose_multi_label_splits(
+    images: Sequence[LabelledHash], class_names: Sequence[str], *, missing: Sequence[SplitName]
+) -> dict[str, SplitName]:
+    """Return hash -> split for the images of train and those without a split, by their rarest labels.
+
+    Images of the same pixels count as one that has the labels of all of them.
+
+    Args:
+        images: all usable images.
+        class_names: every class.
+        missing: the splits to take out of train: `test`, `val`, both or none.
+    """
+    labels: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        labels[image.sha256].update(image.class_names)
+    movable = sorted({image.sha256 for image in images if image.split in (None, "train")}, key=_order)
+    counts = Counter(name for names in labels.values() for name in names)
+    rarity = {name: (counts[name], place) for place, name in enumerate(class_names)}
+    rarest = {sha256: min(names, key=rarity.__getitem__, default="") for sha256, names in labels.items()}
+    sizes = Counter(rarest.values())
+    groups: dict[str, list[str]] = defaultdict(list)
+    for sha256 in movable:
+        groups[rarest[sha256]].append(sha256)
+    chosen: dict[str, SplitName] = dict.fromkeys(movable, "train")
+    for name, ordered in groups.items():
+        if len(ordered) <= len(missing):
+            continue
+        start = 0
+        for split, size in _sizes(name, len(ordered), sizes[name], missing).items():
+            chosen.update(dict.fromkeys(ordered[start : start + size], split))
+            start += size
+    for name in class_names:
+        having = [sha256 for sha256 in movable if name in labels[sha256]]
+        if having and all(chosen[sha256] != "train" for sha256 in having):
+            chosen[having[0]] = "train"
+    return chosen
+
+
+def choose_val(hashes: Iterable[str]) -> set[str]:
+    """Return the tenth of the different hashes that is val, at least one of them unless there are fewer than two."""
+    ordered = sorted(set(hashes), key=_order)
+    return set(ordered[: _percent(len(ordered), _VAL_PERCENT)]) if len(ordered) > 1 else set()
 
 
 def _sizes(class_name: str, movable: int, whole: int, missing: Sequence[SplitName]) -> dict[SplitName, int]:

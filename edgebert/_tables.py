@@ -17,11 +17,13 @@ from edgebert._json import Fields, parse_json_object
 from edgebert._sources import (
     SPLIT_NAMES,
     Entry,
+    LabelUse,
     Listing,
     Row,
     SplitName,
     children,
     class_name_of,
+    distinct_names,
     given_splits,
     inside,
     label_column_of,
@@ -65,22 +67,21 @@ class _HuggingFaceImages:
         return value if isinstance(value, bytes) else read_image_file(Path(value))
 
 
-def parquet_listing(path: Path) -> Listing:
+def parquet_listing(path: Path, labels: LabelUse = "needed") -> Listing:
     """List one parquet file: columns `image`, `label`, optional `text` and `split`.
 
     `image` holds bytes, or a struct of `bytes` and `path`; `label` holds names, or numbers that the file's own Hugging
-    Face metadata names. `text` is not used yet.
+    Face metadata names, or a list of either for several labels.
 
     Raises:
         BadDataError: no parquet file, or a column or label is missing or of another type.
         InputNotFoundError: it cannot be read.
         UnavailableError: pyarrow is not installed.
     """
-    entries = _parquet_entries(path, path.name, None)
-    return Listing(name=name_of(path), entries=entries, classes=frozenset(entry.class_name for entry in entries))
+    return _listing_of(name_of(path), _parquet_entries(path, path.name, None, labels), labels)
 
 
-def parquet_folder_listing(folder: Path) -> Listing:
+def parquet_folder_listing(folder: Path, labels: LabelUse = "needed") -> Listing:
     """List a folder of parquet files; `train-….parquet`, `validation-….parquet`, `test-….parquet` are splits.
 
     Raises:
@@ -95,14 +96,12 @@ def parquet_folder_listing(folder: Path) -> Listing:
     entries = [
         entry
         for name, split in zip(files, splits, strict=True)
-        for entry in _parquet_entries(folder / name, name, split)
+        for entry in _parquet_entries(folder / name, name, split, labels)
     ]
-    return Listing(
-        name=name_of(folder), entries=tuple(entries), classes=frozenset(entry.class_name for entry in entries)
-    )
+    return _listing_of(name_of(folder), entries, labels)
 
 
-def saved_listing(folder: Path) -> Listing:
+def saved_listing(folder: Path, labels: LabelUse = "needed") -> Listing:
     """List a folder that `datasets.Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Raises:
@@ -114,10 +113,10 @@ def saved_listing(folder: Path) -> Listing:
         loaded = library.load_from_disk(str(folder))
     except _library_errors() as error:
         raise BadDataError(f"`{folder}` cannot be loaded as a saved data set: {error}") from error
-    return _listing_of_tables(name_of(folder), _tables_by_name(loaded))
+    return _listing_of_tables(name_of(folder), _tables_by_name(loaded), labels)
 
 
-def hub_listing(data_id: str, revision: str | None) -> Listing:
+def hub_listing(data_id: str, revision: str | None, labels: LabelUse = "needed") -> Listing:
     """List a data set of the Hugging Face hub, downloaded into the library's own cache; no remote code is run.
 
     Where the hub does not answer, a copy in the cache is used, and said, unless a revision was asked for: the cache
@@ -140,10 +139,10 @@ def hub_listing(data_id: str, revision: str | None) -> Listing:
         if isinstance(error, OSError):
             raise InputNotFoundError(f"cannot get the data set `{data_id}`: {error}", hint=_LOCAL_WAY) from error
         raise BadDataError(f"the data set `{data_id}` cannot be used: {error}", hint=_LOCAL_WAY) from error
-    return _listing_of_tables(data_id, _tables_by_name(loaded))
+    return _listing_of_tables(data_id, _tables_by_name(loaded), labels)
 
 
-def _parquet_entries(path: Path, prefix: str, split: SplitName | None) -> tuple[Entry, ...]:
+def _parquet_entries(path: Path, prefix: str, split: SplitName | None, labels: LabelUse) -> list[Entry]:
     with path.open("rb") as stream:
         if stream.read(4) != b"PAR1":
             raise BadDataError(
@@ -159,20 +158,23 @@ def _parquet_entries(path: Path, prefix: str, split: SplitName | None) -> tuple[
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
-            label = label_column_of(columns, what=f"`{path}`")
+            label = label_column_of(columns, what=f"`{path}`") if labels == "needed" else None
             if "image" not in columns:
                 raise BadDataError(f"`{path}` has the columns {', '.join(columns)}", expected="image, label")
-            table = file.read(columns=[name for name in ("image", label, "split") if name in columns])
+            table = file.read(columns=[name for name in ("image", label, "split", "text") if name in columns])
+        pyarrow.default_memory_pool().release_unused()  # reading takes several times what stays, and would keep it
     except (OSError, pyarrow.ArrowException) as error:
         raise BadDataError(f"`{path}` cannot be read as parquet: {error}") from error
-    if "text" in columns:
-        logger.info("`%s`: the column `text` is not used by this version", path)
     splits: Sequence[SplitName | None] = [split for _ in range(len(table))]
     if "split" in columns and split is None:
         splits = given_splits(table.column("split").to_pylist(), what=f"`{path}`")
-    names = _names_in_metadata(table.schema.metadata or {}, label, what=f"`{path}`")
+    texts = _texts(table.column("text").to_pylist() if "text" in columns else [], len(table), prefix)
     images = _ParquetImages(table.column("image"), path.parent)
-    return tuple(_entries(prefix, images, table.column(label).to_pylist(), names, splits))
+    classes: Sequence[tuple[str, ...]] = [() for _ in range(len(table))]
+    if label is not None:
+        names = _names_in_metadata(table.schema.metadata or {}, label, what=f"`{path}`")
+        classes = _classes_of_rows(prefix, table.column(label).to_pylist(), names)
+    return _entries(prefix, images, classes, splits, texts)
 
 
 def _names_in_metadata(metadata: Mapping[bytes, bytes], label: str, *, what: str) -> tuple[str, ...] | None:
@@ -185,16 +187,18 @@ def _names_in_metadata(metadata: Mapping[bytes, bytes], label: str, *, what: str
         if not isinstance(inner, dict):
             return None
         features = inner
+    if isinstance(features.get("feature"), dict):  # a list: what its elements are stands one level deeper
+        features = dict(Fields(features, what=f"the metadata of {what}, `{label}`").fields("feature").value)
     return Fields(features, what=f"the metadata of {what}, `{label}`").texts("names") if "names" in features else None
 
 
-def _listing_of_tables(name: str, tables: Mapping[str, datasets.Dataset]) -> Listing:
+def _listing_of_tables(name: str, tables: Mapping[str, datasets.Dataset], labels: LabelUse) -> Listing:
     splits: dict[str, SplitName | None] = {
         key: SPLIT_NAMES[key.lower()] for key in tables if key.lower() in SPLIT_NAMES
     }
     if len(tables) == 1:
         splits = dict.fromkeys(tables)  # one table is the whole, whatever its name
-    elif "train" not in splits.values():
+    elif "train" not in splits.values() and labels == "needed":
         raise BadDataError(f"`{name}` has the splits {shortened(list(tables))}", expected="`train` among them")
     others = [key for key in tables if key not in splits]
     if others:
@@ -202,12 +206,26 @@ def _listing_of_tables(name: str, tables: Mapping[str, datasets.Dataset]) -> Lis
     entries = [
         entry
         for key, split in splits.items()
-        for entry in _table_entries(tables[key], f"{name}, split `{key}`", key, split)
+        for entry in _table_entries(tables[key], f"{name}, split `{key}`", key, split, labels)
     ]
-    return Listing(name=name, entries=tuple(entries), classes=frozenset(entry.class_name for entry in entries))
+    return _listing_of(name, entries, labels)
 
 
-def _table_entries(table: datasets.Dataset, what: str, prefix: str, split: SplitName | None) -> list[Entry]:
+def _listing_of(name: str, entries: Sequence[Entry], labels: LabelUse) -> Listing:
+    """Return the listing of a table: lists in its column of labels announce several, and only they can be other than one."""
+    several = next((entry for entry in entries if len(entry.class_names) != 1), None) if labels == "needed" else None
+    return Listing(
+        name=name,
+        entries=tuple(entries),
+        classes=frozenset(name for entry in entries for name in entry.class_names),
+        not_single=f"`{several.id}` has the labels {shortened(several.class_names) or 'none'}" if several else "",
+        plural=True,
+    )
+
+
+def _table_entries(
+    table: datasets.Dataset, what: str, prefix: str, split: SplitName | None, labels: LabelUse
+) -> list[Entry]:
     library = require("datasets")
     features = table.features
     images = [name for name, feature in features.items() if isinstance(feature, library.Image)]
@@ -215,39 +233,53 @@ def _table_entries(table: datasets.Dataset, what: str, prefix: str, split: Split
         images = ["image"]
     if len(images) != 1:
         raise BadDataError(f"{what} has the columns {', '.join(features)}", expected="one column of images, or `image`")
-    named = [name for name, feature in features.items() if isinstance(feature, library.ClassLabel)]
-    label = named[0] if len(named) == 1 else label_column_of(list(features), what=what)
-    class_names = features[label].names if isinstance(features[label], library.ClassLabel) else None
+    classes: Sequence[tuple[str, ...]] = [() for _ in range(len(table))]
+    if labels == "needed":
+        named = [name for name, feature in features.items() if isinstance(feature, library.ClassLabel)]
+        label = named[0] if len(named) == 1 else label_column_of(list(features), what=what)
+        element = getattr(features[label], "feature", features[label])  # of a list, what its elements are
+        class_names = element.names if isinstance(element, library.ClassLabel) else None
+        classes = _classes_of_rows(prefix, list(table.select_columns([label])[label]), class_names)
+    texts = _texts(list(table.select_columns(["text"])["text"]) if "text" in features else [], len(table), prefix)
     if isinstance(features[images[0]], library.Image):
         table = table.cast_column(images[0], library.Image(decode=False))
-    labels = list(table.select_columns([label])[label])
-    return _entries(prefix, _HuggingFaceImages(table, images[0]), labels, class_names, [split for _ in labels])
+    return _entries(prefix, _HuggingFaceImages(table, images[0]), classes, [split for _ in classes], texts)
 
 
 def _entries(
     prefix: str,
     images: _ParquetImages | _HuggingFaceImages,
-    labels: Sequence[object],
-    class_names: Sequence[str] | None,
+    classes: Sequence[tuple[str, ...]],
     splits: Sequence[SplitName | None],
+    texts: Sequence[str],
 ) -> list[Entry]:
     return [
-        Entry(
-            id=f"{prefix}#{row}",
-            class_name=_class_of(label, class_names, where=f"{prefix}#{row}"),
-            split=split,
-            source=Row(images, row),
-        )
-        for row, (label, split) in enumerate(zip(labels, splits, strict=True))
+        Entry(id=f"{prefix}#{row}", class_names=names, split=split, source=Row(images, row), text=text)
+        for row, (names, split, text) in enumerate(zip(classes, splits, texts, strict=True))
     ]
 
 
-def _class_of(label: object, names: Sequence[str] | None, *, where: str) -> str:
+def _texts(values: Sequence[object], rows: int, prefix: str) -> list[str]:
+    """Return the text of each row: "" where the table has no such column, or nothing in it."""
+    if not values:
+        return [""] * rows
+    for row, value in enumerate(values):
+        if not isinstance(value, (str, type(None))):
+            raise BadDataError(f"`{prefix}#{row}` has text `{value!r:.80}`", expected="text, or nothing")
+    return [str(value or "") for value in values]
+
+
+def _classes_of_rows(prefix: str, labels: Sequence[object], names: Sequence[str] | None) -> list[tuple[str, ...]]:
+    return [_classes_of(label, names, where=f"{prefix}#{row}") for row, label in enumerate(labels)]
+
+
+def _classes_of(label: object, names: Sequence[str] | None, *, where: str) -> tuple[str, ...]:
     if isinstance(label, (list, tuple)):
-        raise BadDataError(
-            f"`{where}` has several labels: `{label!r:.80}`",
-            expected="one label for each image: multi-label data is not supported by this version",
-        )
+        return distinct_names([_class_of(each, names, where=where) for each in label], where=f"`{where}`")
+    return (_class_of(label, names, where=where),)
+
+
+def _class_of(label: object, names: Sequence[str] | None, *, where: str) -> str:
     if isinstance(label, str) and label.strip():
         return class_name_of(label)
     if isinstance(label, int) and not isinstance(label, bool):

@@ -74,14 +74,16 @@ class FileAnswer:
 
     Attributes:
         file: as it was named.
-        label: the class name, or None.
-        score: its probability, in [0, 1], or None.
+        label: the class name, the surest one of a multi-label model, or None.
+        labels: all that is said: the one class, or any number of them of a multi-label model; None where there is no answer.
+        score: the probability of `label`, in [0, 1], or None.
         error: what was wrong with the file, or None.
         exit_code: 0, or that of the error.
     """
 
     file: str
     label: str | None
+    labels: tuple[str, ...] | None
     score: float | None
     error: str | None
     exit_code: int
@@ -164,8 +166,17 @@ def _answer(classifier: Classifier, file: Path) -> FileAnswer:
         prediction = classifier.predict(file)
     except (BadDataError, InputNotFoundError) as error:
         _log.warning("`%s`: %s", file, error.what)
-        return FileAnswer(file=str(file), label=None, score=None, error=error.what, exit_code=error.exit_code)
-    return FileAnswer(file=str(file), label=prediction.label, score=prediction.score, error=None, exit_code=0)
+        return FileAnswer(
+            file=str(file), label=None, labels=None, score=None, error=error.what, exit_code=error.exit_code
+        )
+    return FileAnswer(
+        file=str(file),
+        label=prediction.label,
+        labels=prediction.labels,
+        score=prediction.score,
+        error=None,
+        exit_code=0,
+    )
 
 
 def _read_checkpoint(path: Path) -> tuple[ModelCard, JsonObject]:
@@ -189,7 +200,7 @@ def _read_bundle(path: Path) -> tuple[ModelCard, JsonObject]:
         "digest": bundle.digest,
         "precision": manifest.precision,
         "forms": [form.to_json() for form in manifest.forms],
-        "canaries": {canary.file: canary.label for canary in manifest.canaries},
+        "canaries": {canary.file: "|".join(canary.labels) for canary in manifest.canaries},
     }
 
 
@@ -270,6 +281,7 @@ def _card_facts(card: ModelCard) -> list[tuple[str, str]]:
     rule = card.preprocessing
     cut = f", shortest edge to {rule.shortest_edge}, centre" if rule.resize == "crop" else ""
     facts = [
+        ("task", card.task + (f", thresholds {_listed(_fixed(card.thresholds))}" if card.thresholds else "")),
         ("classes", f"{len(card.class_names)}: {_listed(card.class_names)}"),
         ("input", f"{rule.height} x {rule.width} px RGB, {rule.resize}{cut}, {rule.interpolation}"),
         ("normalisation", f"mean {_numbers(rule.mean)}, std {_numbers(rule.std)}, {rule.channel_order} (in the graph)"),
@@ -294,6 +306,10 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
+
+
+def _fixed(values: Sequence[float]) -> list[str]:
+    return [f"{value:.3f}" for value in values]
 
 
 def _short(value: JsonValue) -> str:

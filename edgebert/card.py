@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from edgebert._json import Fields, JsonObject, JsonValue
 from edgebert.errors import BadDataError
@@ -22,6 +23,9 @@ from edgebert.preprocess import Preprocessing
 
 CARD_SCHEMA = "edgebert.card/1"
 MAX_CLASSES = 100_000
+
+# One class of each image, by the largest logit; or any number of them, each by its own threshold.
+Task = Literal["single-label", "multi-label"]
 
 # Six bytes of each image's pixel hash. A million training images against ten thousand test images meet by chance with
 # probability 10^6 * 10^4 / 2^48 = 4e-5, and a card for them stays at 8 MB.
@@ -138,21 +142,36 @@ class ModelCard:
         preprocessing: how images become its input.
         provenance: where it came from.
         seen: every image used to train, select or calibrate it; `bench` refuses these.
+        task: whether an image has one class, or any number of them.
+        thresholds: of a multi-label model, one for each class, in (0, 1): the class is said where the sigmoid of its logit
+            reaches it. Empty for a single-label model.
     """
 
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     provenance: Provenance
     seen: ImageSet = ImageSet()
+    task: Task = "single-label"
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_class_names(self.class_names)
+        if self.task not in get_args(Task):
+            raise BadDataError(f"task `{self.task}`", expected=" or ".join(get_args(Task)))
+        wanted = len(self.class_names) if self.task == "multi-label" else 0
+        if len(self.thresholds) != wanted:
+            raise BadDataError(f"{len(self.thresholds)} thresholds of a {self.task} model", expected=str(wanted))
+        odd = next((threshold for threshold in self.thresholds if not 0 < threshold < 1), None)
+        if odd is not None:
+            raise BadDataError(f"a threshold is `{odd}`", expected="above 0 and below 1")
 
     def to_json(self) -> JsonObject:
-        """Return the fields as a JSON object."""
+        """Return the fields as a JSON object; that of a single-label model has no thresholds."""
+        thresholds: JsonObject = {"thresholds": list(self.thresholds)} if self.task == "multi-label" else {}
         return {
             "schema": CARD_SCHEMA,
-            "task": "single-label",
+            "task": self.task,
+            **thresholds,
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_json(),
             "provenance": self.provenance.to_json(),
@@ -173,9 +192,12 @@ class ModelCard:
                 expected=f"`{CARD_SCHEMA}`",
                 hint="use the version of edgebert that made it, or a newer one",
             )
-        if fields.text("task") != "single-label":
-            raise BadDataError(f"{what} has task `{fields.text('task')}`", expected="`single-label`")
+        task = fields.text("task")
+        if task not in get_args(Task):
+            raise BadDataError(f"{what} has task `{task}`", expected=" or ".join(get_args(Task)))
         return cls(
+            task=task,  # type: ignore[arg-type]  # just checked
+            thresholds=fields.numbers("thresholds") if task == "multi-label" else (),
             class_names=fields.texts("class_names"),
             preprocessing=Preprocessing.from_json(
                 fields.fields("preprocessing").value, what=f"{what}, `preprocessing`"

@@ -1,6 +1,7 @@
 """The files of a checkpoint folder that need no torch: its card, its example images, its hash.
 
 config.json, model.safetensors      Hugging Face's own
+tokenizer.json                      of a fusion model, whose texts it reads
 preprocessing.json                  the card (class names, preprocessing, provenance, seen images) and the list of examples
 examples/0.png, 1.png, ...          example images, see `edgebert.examples`
 """
@@ -15,7 +16,7 @@ from edgebert._files import FolderKind, read_input, sha256_of_file
 from edgebert._json import Fields, JsonValue, dump_json, parse_json_object
 from edgebert.card import ModelCard, hash_of_hashes
 from edgebert.errors import BadDataError, InputNotFoundError
-from edgebert.examples import MAX_EXAMPLES, ExampleImage, checked_example
+from edgebert.examples import MAX_EXAMPLES, ExampleImage, checked_example, labels_from_json, labels_to_json
 
 CARD_FILE = "preprocessing.json"
 
@@ -23,7 +24,7 @@ CARD_FILE = "preprocessing.json"
 CHECKPOINT_FOLDER = FolderKind(
     marker=CARD_FILE,
     schema="edgebert.card/",
-    holds=("config.json", "*.safetensors", "*.safetensors.index.json", CARD_FILE, "examples", "last"),
+    holds=("config.json", "*.safetensors", "*.safetensors.index.json", CARD_FILE, "tokenizer.json", "examples", "last"),
 )
 
 # What a checkpoint is: everything that decides its answers. Read-me files and the like may change.
@@ -34,6 +35,7 @@ _HASHED = (
     CARD_FILE,
     "preprocessor_config.json",
     "processor_config.json",
+    "tokenizer.json",
 )
 _EXAMPLE_FILE = re.compile(r"examples/\d{1,3}\.png")
 
@@ -68,7 +70,7 @@ def read_checkpoint_examples(folder: Path) -> tuple[ExampleImage, ...]:
         if not _EXAMPLE_FILE.fullmatch(file):
             raise BadDataError(f"{what} lists the example image `{file}`", expected="`examples/NUMBER.png`")
         png = read_input(folder / file, what="an example image")
-        examples.append(checked_example(entry.text("label"), png, what=f"`{folder}`"))
+        examples.append(checked_example(labels_from_json(entry), png, what=f"`{folder}`"))
     return tuple(examples)
 
 
@@ -79,7 +81,7 @@ def write_checkpoint_card(folder: Path, card: ModelCard, examples: Sequence[Exam
         file = folder / f"examples/{index}.png"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(example.png)
-        listed.append({"file": f"examples/{index}.png", "label": example.label})
+        listed.append({"file": f"examples/{index}.png", **labels_to_json(example.labels)})
     (folder / CARD_FILE).write_text(dump_json({**card.to_json(), "examples": listed}), encoding="utf-8")
 
 

@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from edgebert import __version__, _flags
 from edgebert._console import columns, plain, run_command, show
-from edgebert._flags import class_map_from, names_from
+from edgebert._flags import class_map_from, options_from
 
 if TYPE_CHECKING:
     from edgebert._json import JsonObject
@@ -96,11 +96,26 @@ def train(
         str,
         typer.Option(
             help="A checkpoint folder or a hub id; or a preset to train from scratch: bert-nano, bert-mini, bert-small, "
-            "bert-medium, bert-base, nano, micro, tiny, small.",
+            "bert-medium, bert-base, cnn, resnet-mini, nano, micro, tiny, small, or a shape such as d64-l3-h2-r2.",
             show_default=False,
         ),
     ],
     output: _flags.Output,
+    text_weights: Annotated[
+        str | None, typer.Option(help="For a BERT preset: a text BERT whose encoder it starts from.")
+    ] = None,
+    text_model: Annotated[
+        str | None,
+        typer.Option(help="Read each image's text, too, with this text BERT (`scratch`: a small one): a teacher only."),
+    ] = None,
+    pretrain: Annotated[
+        Literal["none", "mim"], typer.Option(help="mim: train on hidden patches first, without labels.")
+    ] = "none",
+    pretrain_epochs: Annotated[int, typer.Option(help="Of --pretrain.")] = 50,
+    pretrain_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Images for --pretrain, labelled or not.", show_default="the training split"),
+    ] = None,
     image_size: _flags.ImageSize = None,
     resize: _flags.Resize = None,
     epochs: _flags.Epochs = None,
@@ -111,18 +126,30 @@ def train(
     warmup: _flags.Warmup = 0.05,
     clip_norm: _flags.ClipNorm = 1.0,
     mixed_precision: _flags.MixedPrecision = "auto",
+    device: _flags.Device = "auto",
     augment: _flags.Augment = "shift,rotate",
     shift: _flags.Shift = 0.125,
     rotation: _flags.Rotation = 10.0,
     crop_scale: _flags.CropScale = 0.6,
+    jitter: _flags.Jitter = 0.3,
+    erase: _flags.Erase = 0.25,
+    mask: _flags.Mask = 0.3,
     mixup: _flags.Mixup = 0.0,
+    cutmix: _flags.Cutmix = 0.0,
+    sampling: _flags.Sampling = "natural",
+    class_weights: _flags.ClassWeights = "none",
+    smoothing: _flags.Smoothing = 0.0,
     ema: _flags.Ema = 0.0,
+    freeze: _flags.Freeze = 0,
+    freeze_batch_norm: _flags.FreezeBatchNorm = False,
+    layer_decay: _flags.LayerDecay = 1.0,
+    gradient_checkpointing: _flags.GradientCheckpointing = False,
+    patience: _flags.Patience = 0,
+    save_every: _flags.SaveEvery = 0,
     seed: _flags.Seed = 0,
+    view_seed: _flags.ViewSeed = None,
     examples: _flags.Examples = 4,
     workers: _flags.Workers = 0,
-    text_weights: Annotated[
-        str | None, typer.Option(help="For a BERT preset: a text BERT whose encoder it starts from.")
-    ] = None,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     revision: _flags.Revision = None,
@@ -131,39 +158,12 @@ def train(
     as_json: _flags.Json = False,
 ) -> None:
     """Fine-tune a pretrained classifier, or train a preset from scratch."""
+    given = dict(locals())
 
     def command() -> int:
         from edgebert.train import TrainOptions, checkpoint_from_data
 
-        options = TrainOptions(
-            model=model,
-            image_size=image_size,
-            resize=resize,
-            epochs=epochs,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            clip_norm=clip_norm,
-            mixed_precision=mixed_precision,
-            augment=names_from(augment),  # type: ignore[arg-type]  # checked where the options are made
-            shift=shift,
-            rotation=rotation,
-            crop_scale=crop_scale,
-            mixup=mixup,
-            ema=ema,
-            seed=seed,
-            examples=examples,
-            workers=workers,
-            text_weights=text_weights,
-            class_map=class_map_from(class_map),
-            max_skipped=max_skipped,
-            revision=revision,
-            resume=resume,
-            force=force,
-        )
-        report = checkpoint_from_data(data, output, options)
+        report = checkpoint_from_data(data, output, options_from(TrainOptions, given))
         show(plain(report), report.to_text(), as_json=as_json)
         return 0
 
@@ -173,14 +173,45 @@ def train(
 @app.command()
 def distill(
     data: _flags.Data,
-    teacher: Annotated[str, typer.Option(help="A checkpoint folder, or a classifier's hub id.", show_default=False)],
+    teacher: Annotated[
+        list[str],
+        typer.Option(help="A checkpoint folder, or a classifier's hub id; several are averaged.", show_default=False),
+    ],
     student: Annotated[
         str,
-        typer.Option(help="A preset (nano, micro, tiny, small) or a checkpoint folder.", show_default=False),
+        typer.Option(
+            help="A preset (nano, micro, tiny, small), a shape such as d64-l3-h2-r2, or a checkpoint folder.",
+            show_default=False,
+        ),
     ],
     output: _flags.Output,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="DATA is images at any depth; the teacher is the judge.")
+    ] = False,
+    init: _flags.Init = "auto",
     temperature: Annotated[float, typer.Option(help="Both distributions are softened by it.")] = 4.0,
-    alpha: Annotated[float, typer.Option(help="Weight of the teacher's answers; the labels get the rest.")] = 0.9,
+    kl_weight: Annotated[float, typer.Option(help="Of the teacher's probabilities.")] = 0.9,
+    label_weight: Annotated[
+        float | None, typer.Option(help="Of the labels.", show_default="0.1, and 0 with --unlabelled")
+    ] = None,
+    hard_weight: Annotated[float, typer.Option(help="Of the teacher's decisions, taken as labels.")] = 0.0,
+    early_weight: Annotated[float, typer.Option(help="Of the likeness of tokens behind the first blocks.")] = 0.0,
+    early_layers: Annotated[int, typer.Option(help="How many first blocks --early-weight compares.")] = 2,
+    pooled_weight: Annotated[float, typer.Option(help="Of the likeness of the pooled last tokens.")] = 0.0,
+    relation_weight: Annotated[float, typer.Option(help="Of the likeness of a batch's similarities.")] = 0.0,
+    feature_until: Annotated[
+        float, typer.Option(help="Share of the run after which early, pooled and relation end.")
+    ] = 0.7,
+    cache: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Keep the teacher's answers there, for later runs as well.")
+    ] = None,
+    cache_views: Annotated[
+        int,
+        typer.Option(
+            help="Views of each image that are answered once and then read.",
+            show_default="0: answered in every step; with --cache, 16",
+        ),
+    ] = 0,
     image_size: _flags.ImageSize = None,
     resize: _flags.Resize = None,
     epochs: _flags.Epochs = None,
@@ -191,13 +222,28 @@ def distill(
     warmup: _flags.Warmup = 0.05,
     clip_norm: _flags.ClipNorm = 1.0,
     mixed_precision: _flags.MixedPrecision = "auto",
+    device: _flags.Device = "auto",
     augment: _flags.Augment = "shift,rotate",
     shift: _flags.Shift = 0.125,
     rotation: _flags.Rotation = 10.0,
     crop_scale: _flags.CropScale = 0.6,
+    jitter: _flags.Jitter = 0.3,
+    erase: _flags.Erase = 0.25,
+    mask: _flags.Mask = 0.3,
     mixup: _flags.Mixup = 0.0,
+    cutmix: _flags.Cutmix = 0.0,
+    sampling: _flags.Sampling = "natural",
+    class_weights: _flags.ClassWeights = "none",
+    smoothing: _flags.Smoothing = 0.0,
     ema: _flags.Ema = 0.0,
+    freeze: _flags.Freeze = 0,
+    freeze_batch_norm: _flags.FreezeBatchNorm = False,
+    layer_decay: _flags.LayerDecay = 1.0,
+    gradient_checkpointing: _flags.GradientCheckpointing = False,
+    patience: _flags.Patience = 0,
+    save_every: _flags.SaveEvery = 0,
     seed: _flags.Seed = 0,
+    view_seed: _flags.ViewSeed = None,
     examples: _flags.Examples = 4,
     workers: _flags.Workers = 0,
     class_map: _flags.ClassMap = None,
@@ -208,42 +254,113 @@ def distill(
     as_json: _flags.Json = False,
 ) -> None:
     """Train a small student from a teacher's answers (knowledge distillation)."""
+    given = {**locals(), "teachers": tuple(teacher[1:])}
 
     def command() -> int:
         from edgebert.train import DistillOptions, checkpoint_from_teacher
 
-        options = DistillOptions(
-            student=student,
-            temperature=temperature,
-            alpha=alpha,
-            image_size=image_size,
-            resize=resize,
-            epochs=epochs,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            clip_norm=clip_norm,
-            mixed_precision=mixed_precision,
-            augment=names_from(augment),  # type: ignore[arg-type]  # checked where the options are made
-            shift=shift,
-            rotation=rotation,
-            crop_scale=crop_scale,
-            mixup=mixup,
-            ema=ema,
-            seed=seed,
-            examples=examples,
-            workers=workers,
-            class_map=class_map_from(class_map),
-            max_skipped=max_skipped,
-            revision=revision,
-            resume=resume,
-            force=force,
-        )
-        report = checkpoint_from_teacher(data, teacher, output, options)
+        report = checkpoint_from_teacher(data, teacher[0], output, options_from(DistillOptions, given))
         show(plain(report), report.to_text(), as_json=as_json)
         return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def size(
+    data: _flags.Data,
+    image_size: Annotated[int, typer.Option(help="Side of the student's square input in pixels.", show_default=False)],
+    target: Annotated[str, typer.Option(help="Where it is measured; see `edgebert targets`.", show_default=False)],
+    budget_ms: Annotated[
+        float,
+        typer.Option(help="What p90 may be, end to end from a decoded image, one at a time.", show_default=False),
+    ],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure these only, such as d64-l3-h2-r2; repeatable.", show_default="search the grid"),
+    ] = None,
+    resize: Annotated[Literal["crop", "stretch"], typer.Option(help="How images become square.")] = "stretch",
+    threads: _flags.Threads = 0,
+    calibration_images: Annotated[int, typer.Option(help="Training images that quantise each candidate.")] = 16,
+    timed_images: Annotated[int, typer.Option(help="Different validation images that are timed.")] = 64,
+    max_minutes: Annotated[float, typer.Option(help="No round begins that is expected to end later.")] = 5.0,
+    seed: _flags.Seed = 0,
+    max_skipped: _flags.MaxSkipped = 0.01,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the table as JSON; must not exist.", show_default="nowhere"),
+    ] = None,
+    force: _flags.Force = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Measure untrained students on the target and propose the largest inside a latency budget.
+
+    Latency needs no training, accuracy does: this says how large a student may be, and training says how good it gets.
+    """
+
+    def command() -> int:
+        from edgebert.train.sizing import SizeOptions, sizes_from_data
+
+        options = SizeOptions(
+            image_size=image_size,
+            target=target,
+            budget_ms=budget_ms,
+            shapes=tuple(shape or ()),
+            resize=resize,
+            threads=threads,
+            calibration_images=calibration_images,
+            timed_images=timed_images,
+            max_minutes=max_minutes,
+            seed=seed,
+            max_skipped=max_skipped,
+            force=force,
+        )
+        report = sizes_from_data(data, options, output)
+        show(report.to_json(), report.to_text(), as_json=as_json)
+        return report.exit_code
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def tune(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A TOML file with a table [tune].", show_default=False)
+    ],
+    trials: Annotated[
+        int, typer.Option(help="How many the study shall hold in all, over all workers and calls.", show_default=False)
+    ],
+    storage: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="sqlite:///FILE, another database of optuna's, or journal:///FILE; workers share it.",
+            show_default=False,
+        ),
+    ],
+    study: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the study in the storage.", show_default="the recipe's name")
+    ] = "",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe, such as data=FOLDER."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a page of the study (.html).", show_default="nowhere")
+    ] = None,
+    force: _flags.Force = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Search the options of a recipe's stage; only the validation split decides."""
+
+    def command() -> int:
+        from edgebert.recipe import read_recipe
+        from edgebert.train.tuning import TuneOptions, tune_recipe
+
+        options = TuneOptions(trials=trials, storage=storage, study=study, force=force)
+        report = tune_recipe(read_recipe(recipe, changes or ()), options, output)
+        show(plain(report), report.to_text(), as_json=as_json)
+        return 0 if report.best is not None else 1
 
     _call(command, as_json=as_json)
 
@@ -443,14 +560,14 @@ def predict(
     threads: _flags.Threads = 0,
     as_json: _flags.Json = False,
 ) -> None:
-    """Classify image files; one line each: file, class, score."""
+    """Classify image files; one line each: file, class (several joined by `|`), highest score."""
 
     def command() -> int:
         from edgebert.artefact import predict_files
 
         answers = predict_files(bundle, images, target=target, threads=threads)
         rows = [
-            f"{answer.file}\t{answer.label or '-'}\t{'-' if answer.score is None else format(answer.score, '.4f')}"
+            f"{answer.file}\t{'|'.join(answer.labels or ()) or '-'}\t{'-' if answer.score is None else format(answer.score, '.4f')}"
             for answer in answers
         ]
         show({"predictions": [plain(answer) for answer in answers]}, "\n".join(rows), as_json=as_json)

@@ -1,10 +1,10 @@
-"""Labelled images: what DATA may be, which images are usable, and which split each belongs to.
+"""Images and their labels: what DATA may be, which images are usable, and which split each belongs to.
 
 DATA is one of
 
 * a folder `train|val|test/<class>/*` (`valid` and `validation` are `val`), or `<class>/*`, files at any depth;
-* a folder with `labels.csv`: columns `file`, `labels`, optional `text` and `split`;
-* a parquet file, or a folder of them: columns `image`, `label`, optional `text` and `split`;
+* a folder with `labels.csv`: columns `file`, `labels` (several joined by `|`), optional `text` and `split`;
+* a parquet file, or a folder of them: columns `image`, `label` (or lists of them), optional `text` and `split`;
 * a folder written by `datasets.Dataset.save_to_disk`, or the id of a Hugging Face data set;
 * `digits`: scikit-learn's 1,797 handwritten digits.
 
@@ -12,11 +12,14 @@ Class names come in plain order of their characters (so `10` before `2`); the or
 is decoded once, completely, by `edgebert.preprocess`; only its hash and where it lies are kept. What cannot be decoded is
 skipped, named and counted, up to `DataOptions.max_skipped`. Nothing is written beside the data.
 
+The task is multi-label where an image has several labels or none, in a column called `labels` or in lists;
+`DataOptions.task` says otherwise. `load_unlabelled` takes the images alone, of any of these and of a folder without classes.
+
 A split that the user supplies is kept as it is; a missing test split is 20 % of the whole and a missing val split 10 %
 of train, by the rule of `edgebert._splits`.
 
 >>> def example(label: int, pixels: str) -> Example:
-...     return Example(id="a.png", label=label, pixel_sha256=pixels * 64, source=b"")
+...     return Example(id="a.png", labels=(label,), pixel_sha256=pixels * 64, source=b"")
 >>> dataset = Dataset(
 ...     name="pets", class_names=("cat", "dog"), train=(example(0, "a"), example(1, "b")), val=(), test=(), skipped=()
 ... )
@@ -26,6 +29,7 @@ of train, by the rule of `edgebert._splits`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -34,6 +38,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from edgebert._find import find_listing
 from edgebert._progress import Progress
@@ -46,13 +51,14 @@ from edgebert._sources import (
     escape_text,
     shortened,
 )
-from edgebert._splits import LabelledHash, choose_splits
+from edgebert._splits import LabelledHash, choose_multi_label_splits, choose_splits, choose_val
 from edgebert.card import check_class_names, hash_of_hashes
 from edgebert.errors import BadDataError, InputNotFoundError, UsageError
 from edgebert.preprocess import RgbImage, pixel_sha256
 
 __all__ = [
     "DataOptions",
+    "DataTask",
     "Dataset",
     "Example",
     "ExampleSource",
@@ -60,7 +66,11 @@ __all__ = [
     "SplitName",
     "align_classes",
     "load_dataset",
+    "load_unlabelled",
 ]
+
+# What the labels of a data set say: one class of an image, any number of them, or nothing.
+DataTask = Literal["single-label", "multi-label", "unlabelled"]
 
 logger = logging.getLogger("edgebert")
 
@@ -75,15 +85,23 @@ class Example:
 
     Attributes:
         id: printable; the path below the data set's folder, or table and row.
-        label: index into the data set's class names.
+        labels: indices into the data set's class names, ascending: one, or any number of them in a multi-label data
+            set; none in an unlabelled one.
         pixel_sha256: identity of the decoded pixels (`edgebert.preprocess.pixel_sha256`).
         source: where it lies.
+        text: what the data says of it in words, such as a caption or an inspection note; "" for nothing.
     """
 
     id: str
-    label: int
+    labels: tuple[int, ...]
     pixel_sha256: str
     source: ExampleSource = field(repr=False, compare=False)
+    text: str = ""
+
+    @property
+    def label(self) -> int:
+        """The one label of an image of a single-label data set."""
+        return self.labels[0]
 
     def load(self) -> RgbImage:
         """Decode the image again: uint8 (height, width, 3) RGB at its full size, owning its memory.
@@ -114,20 +132,25 @@ class DataOptions:
         max_skipped: largest share of unusable files, from 0 up to but not including 1, before the run stops.
         class_map: class name in the data -> class name to use; several may get the same.
         revision: branch, tag or commit, of a data set on the Hugging Face hub only.
+        task: `auto` for what the labels say (see the top of this module); `single-label` refuses an image without
+            exactly one label; `multi-label` lets every image have any number.
     """
 
     max_skipped: float = 0.01
     class_map: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
+    task: Literal["auto", "single-label", "multi-label"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_skipped < 1:
             raise UsageError(f"max_skipped is `{self.max_skipped}`", expected="a share from 0 up to, not including, 1")
+        if self.task not in ("auto", "single-label", "multi-label"):
+            raise UsageError(f"task is `{self.task}`", expected="auto, single-label or multi-label")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Labelled images in three splits; within a split in order of their hash."""
+    """Images in three splits; within a split in order of their hash. An unlabelled one has no class names and no test."""
 
     name: str
     class_names: tuple[str, ...]
@@ -135,26 +158,32 @@ class Dataset:
     val: tuple[Example, ...]
     test: tuple[Example, ...]
     skipped: tuple[SkippedFile, ...]
+    task: DataTask = "single-label"
 
     def split(self, name: SplitName) -> tuple[Example, ...]:
         """Return the examples of one split."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def sha256(self) -> str:
-        """Return the identity of class names, labels, splits and pixels; no names of files go in."""
+        """Return the identity of task, class names, labels, texts, splits and pixels; no names of files go in."""
         images = (
-            f"{split} {example.label} {example.pixel_sha256}"
+            f"{split} {_labels_text(example)} {example.pixel_sha256}{_text_identity(example)}"
             for split in _SPLITS
             for example in sorted(self.split(split), key=_example_order)
         )
-        return hash_of_hashes([*(f"class {name}" for name in self.class_names), *images])
+        # Single-label data without texts was hashed before there was anything else, and keeps its hashes.
+        task = [] if self.task == "single-label" else [f"task {self.task}"]
+        return hash_of_hashes([*task, *(f"class {name}" for name in self.class_names), *images])
 
     def summary(self) -> str:
         """Return one line with the images of each split, the classes and the skipped files."""
         used = len(self.train) + len(self.val) + len(self.test)
+        classes = "no labels" if self.task == "unlabelled" else f"{len(self.class_names)} classes"
+        if self.task == "multi-label":
+            classes += " (multi-label)"
         return (
             f"{self.name}: {len(self.train):,} train, {len(self.val):,} val, {len(self.test):,} test images,"
-            f" {len(self.class_names)} classes, {len(self.skipped):,} of {used + len(self.skipped):,} files skipped"
+            f" {classes}, {len(self.skipped):,} of {used + len(self.skipped):,} files skipped"
         )
 
 
@@ -174,21 +203,22 @@ def load_dataset(data: str | Path, options: DataOptions | None = None) -> Datase
         options: see `DataOptions`.
 
     Raises:
-        BadDataError: too many unusable files, an empty or single class, several labels for an image, a bad table.
+        BadDataError: too many unusable files, an empty or single class, several labels where one is asked for, a bad table.
         InputNotFoundError: there is no such data, or it cannot be read, or the hub cannot be reached.
         UsageError: an option does not fit the data.
         UnavailableError: a package that reads this kind of data is not installed.
     """
     options = options or DataOptions()
     listing = _with_class_map(find_listing(data, options.revision), options.class_map)
+    task = _task_of(listing, options.task)
     class_names = tuple(sorted(listing.classes))
     check_class_names(class_names)
     scanned, skipped = _scan(listing)
     _report_skipped(skipped, len(scanned) + len(skipped), options.max_skipped)
     _warn_of_equal_pixels(scanned)
     supplied = {entry.split for entry in listing.entries if entry.split}
-    chosen = choose_splits(
-        [LabelledHash(image.entry.class_name, image.sha256, image.entry.split) for image in scanned],
+    chosen = (choose_splits if task == "single-label" else choose_multi_label_splits)(
+        [LabelledHash(image.entry.class_names, image.sha256, image.entry.split) for image in scanned],
         class_names,
         missing=tuple(split for split in ("test", "val") if split not in supplied),
     )
@@ -197,12 +227,66 @@ def load_dataset(data: str | Path, options: DataOptions | None = None) -> Datase
     for image in scanned:
         entry = image.entry
         split = entry.split if entry.split in ("val", "test") else chosen[image.sha256]
-        example = Example(id=entry.id, label=numbers[entry.class_name], pixel_sha256=image.sha256, source=entry.source)
-        splits[split].append(example)
+        splits[split].append(_example(image, tuple(sorted(numbers[name] for name in entry.class_names))))
     for split, examples in splits.items():
-        _refuse_empty_class(split, examples, class_names, supplied=split in supplied)
+        _check_classes(split, examples, class_names, task, supplied=split in supplied)
     train, val, test = (tuple(sorted(splits[split], key=_example_order)) for split in _SPLITS)
-    return Dataset(name=listing.name, class_names=class_names, train=train, val=val, test=test, skipped=tuple(skipped))
+    return Dataset(
+        name=listing.name,
+        class_names=class_names,
+        train=train,
+        val=val,
+        test=test,
+        skipped=tuple(skipped),
+        task=task,
+    )
+
+
+def load_unlabelled(data: str | Path, options: DataOptions | None = None) -> Dataset:
+    """List and decode images without their labels, which may be wrong, unknown or missing.
+
+    Args:
+        data: what the top of this module lists, or a folder of images at any depth. Folders called `train` and `val` at its
+            top, and the splits of a table, are kept; what is called `test` is left out.
+        options: see `DataOptions`; `class_map` and `task` have no meaning here.
+
+    Returns:
+        A data set of the task `unlabelled`: nine tenths train and one tenth val, by hash, or as the data says; no test
+        images and no class names. Images of the same pixels come once, in val where one of them is there.
+
+    Raises:
+        BadDataError: too many unusable files, fewer than two different images, a bad table.
+        InputNotFoundError: there is no such data, or it cannot be read, or the hub cannot be reached.
+        UsageError: an option does not fit the data.
+        UnavailableError: a package that reads this kind of data is not installed.
+    """
+    options = options or DataOptions()
+    if options.class_map or options.task != "auto":
+        raise UsageError("a class map or a task, and data whose labels are not read", expected="neither of them")
+    listing = find_listing(data, options.revision, "ignored")
+    listing = replace(listing, entries=tuple(entry for entry in listing.entries if entry.split != "test"))
+    scanned, skipped = _scan(listing)
+    _report_skipped(skipped, len(scanned) + len(skipped), options.max_skipped)
+    unique = _once_each(scanned)
+    supplied_val = any(entry.split == "val" for entry in listing.entries)
+    val = {image.sha256 for image in unique if image.entry.split == "val"}
+    if not supplied_val:
+        val = choose_val([image.sha256 for image in unique])
+    train = tuple(_example(image, ()) for image in unique if image.sha256 not in val)
+    if not train or not val:
+        raise BadDataError(
+            f"`{listing.name}` has {len(train)} different image(s) for train and {len(val)} for val",
+            expected="at least one for each",
+        )
+    return Dataset(
+        name=listing.name,
+        class_names=(),
+        train=train,
+        val=tuple(_example(image, ()) for image in unique if image.sha256 in val),
+        test=(),
+        skipped=tuple(skipped),
+        task="unlabelled",
+    )
 
 
 def align_classes(
@@ -237,7 +321,9 @@ def align_classes(
     numbers = [positions[name] for name in mapped]
 
     def aligned(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-        return tuple(replace(example, label=numbers[example.label]) for example in examples)
+        return tuple(
+            replace(example, labels=tuple(sorted({numbers[label] for label in example.labels}))) for example in examples
+        )
 
     return replace(
         dataset,
@@ -253,8 +339,43 @@ def _with_class_map(listing: Listing, class_map: Mapping[str, str]) -> Listing:
         return listing
     names = tuple(sorted(listing.classes))
     renamed = dict(zip(names, _mapped_names(names, class_map), strict=True))
-    entries = tuple(replace(entry, class_name=renamed[entry.class_name]) for entry in listing.entries)
+    entries = tuple(
+        replace(entry, class_names=tuple(sorted({renamed[name] for name in entry.class_names})))
+        for entry in listing.entries
+    )
     return replace(listing, entries=entries, classes=frozenset(renamed.values()))
+
+
+def _task_of(listing: Listing, wanted: Literal["auto", "single-label", "multi-label"]) -> DataTask:
+    """Return the task that the labels say, or the one asked for where they can be read so."""
+    if wanted == "multi-label":
+        return "multi-label"
+    if not listing.not_single:
+        return "single-label"
+    if wanted == "single-label" or not listing.plural:
+        raise BadDataError(
+            listing.not_single,
+            expected="one label for each image",
+            hint=None if wanted == "single-label" else "for multi-label data, call the column `labels`",
+        )
+    logger.info("read as multi-label data: %s", listing.not_single)
+    return "multi-label"
+
+
+def _example(image: _Scanned, labels: tuple[int, ...]) -> Example:
+    entry = image.entry
+    return Example(id=entry.id, labels=labels, pixel_sha256=image.sha256, source=entry.source, text=entry.text)
+
+
+def _once_each(scanned: Iterable[_Scanned]) -> list[_Scanned]:
+    """Keep one image of each pixel hash, one of val before one of train, in the order of the hashes."""
+    by_hash: dict[str, _Scanned] = {}
+    ordered = sorted(scanned, key=lambda image: (image.sha256, image.entry.split != "val", image.entry.id))
+    for image in ordered:
+        by_hash.setdefault(image.sha256, image)
+    if len(by_hash) < len(ordered):
+        logger.info("%s images have the pixels of another one, and are left out", f"{len(ordered) - len(by_hash):,}")
+    return list(by_hash.values())
 
 
 def _mapped_names(names: tuple[str, ...], class_map: Mapping[str, str]) -> tuple[str, ...]:
@@ -317,8 +438,8 @@ def _warn_of_equal_pixels(scanned: Iterable[_Scanned]) -> None:
     for entries in by_hash.values():
         first, *others = sorted(entries, key=lambda entry: _SPLITS.index(entry.split or "train"))
         for other in others:
-            if other.class_name != first.class_name:
-                contradictions.append(f"{first.id} ({first.class_name}) = {other.id} ({other.class_name})")
+            if other.class_names != first.class_names:
+                contradictions.append(f"{first.id} ({_named(first)}) = {other.id} ({_named(other)})")
             if first.split and other.split and other.split != first.split:
                 leaks[first.split, other.split].append(f"{first.id} = {other.id}")
     for (one, two), pairs in sorted(leaks.items()):
@@ -331,12 +452,19 @@ def _warn_of_pairs(pairs: Sequence[str], what: str) -> None:
         logger.warning("%s pair(s) of files have %s:%s", f"{len(pairs):,}", what, _list(sorted(pairs)))
 
 
-def _refuse_empty_class(
-    split: SplitName, examples: Iterable[Example], class_names: tuple[str, ...], *, supplied: bool
+def _named(entry: Entry) -> str:
+    return "|".join(entry.class_names) or "no label"
+
+
+def _check_classes(
+    split: SplitName, examples: Sequence[Example], class_names: tuple[str, ...], task: DataTask, *, supplied: bool
 ) -> None:
-    present = {example.label for example in examples}
+    """Refuse a split without images of some class; in multi-label data only train must have them all."""
+    present = {label for example in examples for label in example.labels}
     empty = [name for number, name in enumerate(class_names) if number not in present]
-    if empty:
+    if empty and task == "multi-label" and split != "train" and examples:
+        logger.warning("no image in %s has the label %s, so nothing is measured of it there", split, shortened(empty))
+    elif empty:
         raise BadDataError(
             f"no usable image in {split} for class {shortened(empty)}",
             expected=f"images of all {len(class_names)} classes in each split",
@@ -344,8 +472,16 @@ def _refuse_empty_class(
         )
 
 
-def _example_order(example: Example) -> tuple[str, int, str]:
-    return example.pixel_sha256, example.label, example.id
+def _example_order(example: Example) -> tuple[str, tuple[int, ...], str]:
+    return example.pixel_sha256, example.labels, example.id
+
+
+def _labels_text(example: Example) -> str:
+    return "|".join(map(str, example.labels)) or "-"
+
+
+def _text_identity(example: Example) -> str:
+    return f" {hashlib.sha256(example.text.encode()).hexdigest()}" if example.text else ""
 
 
 def _list(lines: Sequence[str]) -> str:

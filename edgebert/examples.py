@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from edgebert._json import Fields, JsonValue
+from edgebert._json import Fields, JsonObject, JsonValue
 from edgebert.errors import BadDataError, UsageError
 from edgebert.preprocess import Preprocessing, RgbImage, decode_image
 
@@ -33,14 +33,14 @@ MAX_EXAMPLE_BYTES = 64 << 20  # a lossless image of the largest size that is kep
 
 @dataclass(frozen=True, slots=True)
 class ExampleImage:
-    """One real image with its class.
+    """One real image with its labels.
 
     Attributes:
-        label: the name of its class.
+        labels: the names of its classes: one, or any number of them in multi-label data.
         png: a PNG file, uint8 RGB.
     """
 
-    label: str
+    labels: tuple[str, ...]
     png: bytes
 
     def load(self) -> RgbImage:
@@ -68,13 +68,13 @@ def example_images(
 
     Args:
         examples: the split to choose from.
-        class_names: in the order of the labels.
+        class_names: which the labels are numbers of.
         preprocessing: the rule of the artefact; larger images are shrunk until their shortest edge is twice the network's
             larger side, smaller ones are kept as they are.
         count: 0 for none, or 3 to 64.
 
     Returns:
-        `count` images, or all there are, in the order of their classes.
+        `count` images, or all there are, in the order of their labels.
 
     Raises:
         UsageError: `count` is 1, 2, negative or above 64.
@@ -86,7 +86,7 @@ def example_images(
     if len(examples) < MIN_EXAMPLES:
         raise BadDataError(f"{len(examples)} images to choose examples from", expected=f"at least {MIN_EXAMPLES}")
     return tuple(
-        ExampleImage(class_names[example.label], example_png(example.load(), preprocessing))
+        ExampleImage(tuple(class_names[label] for label in example.labels), example_png(example.load(), preprocessing))
         for example in _spread(examples, count)
     )
 
@@ -101,7 +101,9 @@ def example_png(image: RgbImage, preprocessing: Preprocessing) -> bytes:
 
 def examples_to_json(examples: Sequence[ExampleImage]) -> JsonValue:
     """Return the images as a JSON list, PNG files in base64."""
-    return [{"label": example.label, "png": base64.b64encode(example.png).decode("ascii")} for example in examples]
+    return [
+        {**labels_to_json(example.labels), "png": base64.b64encode(example.png).decode("ascii")} for example in examples
+    ]
 
 
 def examples_from_json(value: JsonValue, *, what: str) -> tuple[ExampleImage, ...]:
@@ -113,10 +115,24 @@ def examples_from_json(value: JsonValue, *, what: str) -> tuple[ExampleImage, ..
     entries = Fields({"examples": value}, what=what).list_of_fields("examples")
     if len(entries) > MAX_EXAMPLES:
         raise BadDataError(f"{what} holds {len(entries)} example images", expected=f"at most {MAX_EXAMPLES}")
-    return tuple(checked_example(entry.text("label"), _from_base64(entry), what=what) for entry in entries)
+    return tuple(checked_example(labels_from_json(entry), _from_base64(entry), what=what) for entry in entries)
 
 
-def checked_example(label: str, png: bytes, *, what: str) -> ExampleImage:
+def labels_to_json(labels: tuple[str, ...]) -> JsonObject:
+    """Return the labels as fields of an object: `label` where there is one, as it always was, else a list as `labels`."""
+    return {"label": labels[0]} if len(labels) == 1 else {"labels": list(labels)}
+
+
+def labels_from_json(fields: Fields) -> tuple[str, ...]:
+    """Read what `labels_to_json` wrote.
+
+    Raises:
+        BadDataError: neither a name nor a list of names.
+    """
+    return fields.texts("labels") if "labels" in fields.value else (fields.text("label"),)
+
+
+def checked_example(labels: tuple[str, ...], png: bytes, *, what: str) -> ExampleImage:
     """Return an example image whose bytes were found to be a whole PNG file.
 
     Raises:
@@ -126,7 +142,7 @@ def checked_example(label: str, png: bytes, *, what: str) -> ExampleImage:
         raise BadDataError(
             f"an example image of {what} is no PNG file", expected=f"PNG, at most {MAX_EXAMPLE_BYTES:,} bytes"
         )
-    example = ExampleImage(label, png)
+    example = ExampleImage(labels, png)
     try:
         example.load()
     except BadDataError as error:
@@ -135,13 +151,16 @@ def checked_example(label: str, png: bytes, *, what: str) -> ExampleImage:
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """Take the lowest pixel hash of each class, then the second lowest, and so on: no class twice before each came once."""
-    by_class: dict[int, list[Example]] = {}
-    for example in sorted(examples, key=lambda example: (example.pixel_sha256, example.label)):
-        by_class.setdefault(example.label, []).append(example)
+    """Take the lowest pixel hash of each class, then the second lowest, and so on: no class twice before each came once.
+
+    Where images have several labels, the same labels together count as a class.
+    """
+    by_class: dict[tuple[int, ...], list[Example]] = {}
+    for example in sorted(examples, key=lambda example: (example.pixel_sha256, example.labels)):
+        by_class.setdefault(example.labels, []).append(example)
     rounds = [
-        (rank, example.pixel_sha256, label, example)
-        for label, ranked in by_class.items()
+        (rank, example.pixel_sha256, labels, example)
+        for labels, ranked in by_class.items()
         for rank, example in enumerate(ranked)
     ]
     chosen = sorted(rounds, key=lambda entry: entry[:3])[:count]

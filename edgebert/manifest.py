@@ -17,7 +17,9 @@ import numpy as np
 
 from edgebert._json import Fields, JsonObject, JsonValue
 from edgebert.card import ModelCard
+from edgebert.decisions import decisions, said_names, spoken
 from edgebert.errors import BadDataError
+from edgebert.examples import labels_from_json, labels_to_json
 from edgebert.target import TARGETS, Backend
 
 BUNDLE_SCHEMA = "edgebert.bundle/1"
@@ -102,15 +104,15 @@ class Canary:
 
     Attributes:
         file: a PNG inside the bundle.
-        label: the class name the model decides for. Not always the true one: canaries say that the model still
-            answers as it did, not that it was right.
+        labels: the class names that the model says: one, or any number of them where its card has thresholds. Not always
+            the true ones: canaries say that the model still answers as it did, not that it was right.
         input_sha256: SHA-256 of the uint8 tensor that the preprocessing makes of it (`tensor_sha256`).
         logits: engine (`engine_name`) -> what it answered when the bundle was made, in the order of the class names.
         tolerance: engine -> the largest difference of a logit that is no fault (`tolerance_of`).
     """
 
     file: str
-    label: str
+    labels: tuple[str, ...]
     input_sha256: str
     logits: Mapping[str, tuple[float, ...]]
     tolerance: Mapping[str, float]
@@ -119,36 +121,38 @@ class Canary:
         """Return the fields as a JSON object."""
         return {
             "file": self.file,
-            "label": self.label,
+            **labels_to_json(self.labels),
             "input_sha256": self.input_sha256,
             "logits": {engine: dict(zip(class_names, row, strict=True)) for engine, row in self.logits.items()},
             "tolerance": dict(self.tolerance),
         }
 
     @classmethod
-    def from_fields(cls, fields: Fields, class_names: tuple[str, ...]) -> Canary:
-        """Read what `to_json` wrote.
+    def from_fields(cls, fields: Fields, card: ModelCard) -> Canary:
+        """Read what `to_json` wrote; the class names and thresholds are those of `card`.
 
         Raises:
             BadDataError: a field is missing or of another type, or the class names do not fit the logits.
         """
+        class_names = card.class_names
         all_logits, tolerance = fields.fields("logits"), fields.fields("tolerance")
         canary = cls(
             file=fields.text("file"),
-            label=fields.text("label"),
+            labels=labels_from_json(fields),
             input_sha256=fields.text("input_sha256"),
             logits={engine: _row(all_logits.fields(engine), class_names) for engine in all_logits.value},
             tolerance={engine: tolerance.number(engine) for engine in tolerance.value},
         )
         if not canary.logits or set(canary.logits) != set(canary.tolerance):
             raise BadDataError(f"{fields.what} has logits of {sorted(canary.logits)}", expected="each with a tolerance")
-        if canary.label not in class_names:
-            raise BadDataError(f"{fields.what} has label `{canary.label}`", expected=_listed(class_names))
+        unknown = next((label for label in canary.labels if label not in class_names), None)
+        if unknown is not None:
+            raise BadDataError(f"{fields.what} has label `{unknown}`", expected=_listed(class_names))
         for engine, row in canary.logits.items():
-            decision = class_names[int(np.argmax(row))]
-            if decision != canary.label or canary.tolerance[engine] <= 0:
+            said = said_names(decisions(np.array([row]), card.thresholds)[0], class_names)
+            if said != canary.labels or canary.tolerance[engine] <= 0:
                 raise BadDataError(
-                    f"{fields.what} has label `{canary.label}`, but its logits of `{engine}` say `{decision}` "
+                    f"{fields.what} has label {spoken(canary.labels)}, but its logits of `{engine}` say {spoken(said)} "
                     f"(tolerance {canary.tolerance[engine]:g})",
                     expected="the label that the logits give, and a tolerance above 0",
                 )
@@ -221,7 +225,7 @@ class Manifest:
             precision=precision,  # type: ignore[arg-type]  # just checked
             made_from=fields.text("made_from"),
             forms=tuple(BundleForm.from_fields(entry) for entry in fields.list_of_fields("forms")),
-            canaries=tuple(Canary.from_fields(entry, card.class_names) for entry in fields.list_of_fields("canaries")),
+            canaries=tuple(Canary.from_fields(entry, card) for entry in fields.list_of_fields("canaries")),
             preprocessing_sha256=fields.text("preprocessing_sha256"),
             sizes={name: sizes.integer(name) for name in sizes.value},
             measured=dict(fields.fields("measured").value),

@@ -1,10 +1,18 @@
-"""Accuracy of a classifier, from class numbers alone: top-1, macro-F1, the confusion matrix, a table by class.
+"""Accuracy of a classifier: from class numbers where an image has one label, else from probabilities and what is said.
+
+Of one label: top-1, macro-F1, the confusion matrix, a table by class. Of several: average precision, F1 over all decisions and
+over the classes, the share of images whose labels are said exactly, and the thresholds that decide.
 
 >>> labels, predictions = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
 >>> top1(labels, predictions)
 0.75
 >>> confusion_matrix(labels, predictions, 3).tolist()
 [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+>>> several, probabilities = np.array([[True, False], [True, True]]), np.array([[0.9, 0.4], [0.3, 0.6]])
+>>> best_thresholds(several, probabilities)
+(0.15, 0.5)
+>>> exact_match(several, probabilities >= np.array([0.15, 0.5]))
+1.0
 """
 
 from __future__ import annotations
@@ -19,6 +27,8 @@ from edgebert._json import JsonObject
 from edgebert.errors import BadDataError
 
 Classes = NDArray[np.integer]
+LabelSets = NDArray[np.bool_]  # (images, classes): whether the image has the label
+Probabilities = NDArray[np.floating]  # (images, classes) in [0, 1], of each label by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +120,150 @@ def per_class(labels: Classes, predictions: Classes, class_names: Sequence[str])
         )
         for index, name in enumerate(class_names)
     )
+
+
+def average_precision(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float | None:
+    """Return the average precision of one class, in [0, 1]; None where no image has it.
+
+    The sum over thresholds of (R_n - R_{n-1}) P_n, images of equal score taken together, nothing interpolated: what
+    scikit-learn's `average_precision_score` defines.
+
+    Args:
+        labels: whether each image has the class, bool (images,).
+        scores: the higher, the surer; floating (images,).
+
+    Raises:
+        BadDataError: no image, arrays of different shapes, or a score that is NaN.
+    """
+    _check_several(labels[:, np.newaxis], scores[:, np.newaxis])
+    positives = int(labels.sum())
+    if positives == 0:
+        return None
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(labels[order])  # (images,): right ones among the first n
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last image of each score
+    precision, recall = found[last] / (last + 1), found[last] / positives
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def mean_average_precision(labels: LabelSets, probabilities: Probabilities) -> float:
+    """Return the plain mean of the classes' average precisions (mAP), in [0, 1]; a class that no image has is left out.
+
+    Raises:
+        BadDataError: no image has any class, or as `average_precision`.
+    """
+    _check_several(labels, probabilities)
+    each = [average_precision(labels[:, index], probabilities[:, index]) for index in range(labels.shape[1])]
+    present = [precision for precision in each if precision is not None]
+    if not present:
+        raise BadDataError(f"none of {len(labels)} images has any label", expected="at least one image with a label")
+    return float(np.mean(present))
+
+
+def multilabel_f1(labels: LabelSets, decided: LabelSets) -> tuple[float, float]:
+    """Return F1 over all decisions together (micro) and the plain mean of the classes' F1 (macro), each in [0, 1].
+
+    A class that neither occurs nor is ever said is left out of the mean, as it is with one label to an image; F1 without
+    any label and any decision is 0.
+
+    Args:
+        labels: bool (images, classes).
+        decided: what is said of each image, bool (images, classes).
+
+    Raises:
+        BadDataError: no image, or arrays of different shapes.
+    """
+    _check_several(labels, decided)
+    right, said, true = _counts(labels, decided)
+    micro = float(2 * right.sum() / max(1, said.sum() + true.sum()))
+    present = (said + true) > 0
+    return micro, float(np.mean(_f1(right, said, true)[present])) if present.any() else 0.0
+
+
+def multilabel_rows(labels: LabelSets, decided: LabelSets, class_names: Sequence[str]) -> tuple[ClassRow, ...]:
+    """Return precision, recall, F1 and support of every class, in the order of `class_names`.
+
+    Raises:
+        BadDataError: as `multilabel_f1`.
+    """
+    _check_several(labels, decided)
+    right, said, true = _counts(labels, decided)
+    precision, recall, f1 = right / np.maximum(said, 1), right / np.maximum(true, 1), _f1(right, said, true)
+    return tuple(
+        ClassRow(
+            name=name,
+            precision=float(precision[index]),
+            recall=float(recall[index]),
+            f1=float(f1[index]),
+            support=int(true[index]),
+        )
+        for index, name in enumerate(class_names)
+    )
+
+
+def exact_match(labels: LabelSets, decided: LabelSets) -> float:
+    """Return the share of images of which exactly their labels are said, in [0, 1].
+
+    Raises:
+        BadDataError: as `multilabel_f1`.
+    """
+    _check_several(labels, decided)
+    return float(np.mean((labels == decided).all(axis=1)))
+
+
+def best_thresholds(labels: LabelSets, probabilities: Probabilities) -> tuple[float, ...]:
+    """Return for each class the probability from which it is said, in (0, 1): the one of the highest F1.
+
+    Tried are 0.5 and the middle between any two neighbouring probabilities, so that a small change of an answer, as INT8
+    makes it, does not change what is said. Of equally good ones the nearest to 0.5 is taken, and 0.5 itself for a class that
+    no image has.
+
+    Args:
+        labels: of the validation split, bool (images, classes).
+        probabilities: (images, classes) in [0, 1].
+
+    Raises:
+        BadDataError: no image, arrays of different shapes, or a probability that is NaN.
+    """
+    _check_several(labels, probabilities)
+    return tuple(_best_threshold(labels[:, index], probabilities[:, index]) for index in range(labels.shape[1]))
+
+
+def _best_threshold(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
+    """Return the best threshold of one class; see `best_thresholds`."""
+    order = np.argsort(scores, kind="stable")
+    ascending = scores[order].astype(np.float64)
+    different = np.unique(ascending)
+    tried = np.concatenate([[0.5, different[0] / 2], (different[1:] + different[:-1]) / 2])
+    tried = tried[(tried > 0) & (tried < 1)]
+    first = np.searchsorted(ascending, tried)  # (thresholds,): the lowest score that reaches it
+    right = np.append(np.cumsum(labels[order][::-1])[::-1], 0)[first]
+    f1 = _f1(right, len(scores) - first, np.full(len(tried), int(labels.sum())))
+    best = tried[f1 == f1.max()]
+    # Among two as near to 0.5, the lower: it misses less.
+    return float(min(best, key=lambda threshold: (abs(threshold - 0.5), threshold)))
+
+
+def _check_several(labels: LabelSets, answers: NDArray[np.generic]) -> None:
+    if labels.ndim != 2 or labels.shape != answers.shape or not labels.size or labels.dtype != np.bool_:
+        raise BadDataError(
+            f"labels {labels.dtype} {labels.shape} and answers {answers.dtype} {answers.shape}",
+            expected="bool (images, classes) and as many answers, not empty",
+        )
+    if np.issubdtype(answers.dtype, np.floating) and np.isnan(answers.astype(np.float64)).any():
+        raise BadDataError("a probability is NaN", expected="finite ones")
+
+
+def _counts(labels: LabelSets, decided: LabelSets) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each class how often it is rightly said, said, and true: int64 (classes,) each."""
+    right, said, true = (each.sum(axis=0, dtype=np.int64) for each in (labels & decided, decided, labels))
+    return right, said, true
+
+
+def _f1(right: NDArray[np.int64], said: NDArray[np.int64], true: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return F1 = 2 right / (said + true), 0 where there is neither."""
+    scores: NDArray[np.float64] = 2 * right / np.maximum(said + true, 1)
+    return scores
 
 
 def _check(labels: Classes, predictions: Classes) -> None:

@@ -12,6 +12,8 @@ of that stage's options:
     [distill]
     student = "nano"
 
+A table `[tune]` says what `edgebert tune` searches (`edgebert.train.tuning`); `run` passes over it.
+
 Every stage that has a table is run, in the order of `STAGES`. What a stage made is kept under the recipe's output folder and made again
 only when its options, the data, an input or the version of edgebert changed, or when the file itself is gone or altered.
 """
@@ -27,7 +29,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -62,6 +64,7 @@ class Recipe:
         seed: passed to every stage that has one.
         max_skipped: largest share of unreadable images; passed to every stage that reads the data.
         tables: stage -> its options as written.
+        tune: the table of that name as written; empty where there is none.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Recipe:
     seed: int
     max_skipped: float
     tables: Mapping[str, Mapping[str, JsonValue]]
+    tune: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,8 @@ def read_recipe(path: Path, changes: Sequence[str] = (), *, output: Path | None 
     for change in changes:
         _apply_change(tree, change)
     tables = {key: value for key, value in tree.items() if isinstance(value, Mapping)}
-    plain = {key: value for key, value in tree.items() if key not in tables}
+    tables.pop("tune", None)
+    plain = {key: value for key, value in tree.items() if key not in tables and key != "tune"}
     _check_names("key", plain, _TOP_KEYS, where=str(path))
     _check_names("stage", tables, tuple(STAGES), where=str(path))
     if "data" not in plain:
@@ -126,7 +131,17 @@ def read_recipe(path: Path, changes: Sequence[str] = (), *, output: Path | None 
         seed=fields.integer("seed") if "seed" in plain else 0,
         max_skipped=fields.number("max_skipped") if "max_skipped" in plain else 0.01,
         tables={stage: tables[stage] for stage in STAGES if stage in tables},
+        tune=_checked_tune(tree.get("tune", {}), where=str(path)),
     )
+
+
+def options_of(recipe: Recipe, stage: str) -> object:
+    """Return the options of one stage of a recipe, as `run_recipe` makes them.
+
+    Raises:
+        UsageError: an option is unknown, of another type, or outside its range.
+    """
+    return _stage_options(STAGES[stage], recipe.tables[stage], recipe)
 
 
 def run_recipe(recipe: Recipe) -> list[StageResult]:
@@ -307,6 +322,27 @@ def _stage_options(stage: Stage, table: Mapping[str, JsonValue], recipe: Recipe)
             f"stage `{stage.name}` has {where} = {first['input']!r}",
             expected=str(first["msg"]).removeprefix("Input should be "),
         ) from error
+
+
+def _checked_tune(table: JsonValue, *, where: str) -> Mapping[str, JsonValue]:
+    """Return the table `[tune]`, whose keys are `stage` and quoted `stage.option`s.
+
+    Raises:
+        UsageError: it is no table, or a key names no stage.
+    """
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} has tune = {table!r:.80}", expected="a table [tune]")
+    for key in table:
+        stage, dot, option = key.partition(".")
+        if key != "stage" and not (dot and option):
+            raise UsageError(
+                f"{where}: [tune] has the key `{key}`",
+                expected='`stage`, or a quoted option such as "distill.learning_rate"',
+                hint="in TOML, a key with a dot that is not quoted is a table",
+            )
+        if key != "stage":
+            _check_names("stage", {stage: None}, tuple(STAGES), where=f"{where}: [tune]")
+    return table
 
 
 _SET_BY_RECIPE = ("data", "force", "resume")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.card import ModelCard
+from edgebert.decisions import decisions, margins, said_names
 from edgebert.errors import BadDataError, InputNotFoundError, UsageError
 from edgebert.examples import ExampleImage, example_png
 from edgebert.manifest import MAX_CANARIES, MIN_CANARIES
@@ -29,11 +30,11 @@ class Candidate:
 
     Attributes:
         png: the file.
-        label: its true class name, or None where nobody says.
+        labels: its true class names, or None where nobody says.
     """
 
     png: bytes
-    label: str | None
+    labels: tuple[str, ...] | None
 
 
 def canary_candidates(canary: str | None, examples: Sequence[ExampleImage], card: ModelCard) -> tuple[Candidate, ...]:
@@ -51,7 +52,7 @@ def canary_candidates(canary: str | None, examples: Sequence[ExampleImage], card
         BadDataError: fewer than three images, or one that cannot be decoded.
     """
     if canary == SYNTHETIC:
-        return tuple(Candidate(png=example_png(image, card.preprocessing), label=None) for image in _synthetic(card))
+        return tuple(Candidate(png=example_png(image, card.preprocessing), labels=None) for image in _synthetic(card))
     if canary is not None:
         return _from_folder(Path(canary), card)
     if len(examples) < MIN_CANARIES:
@@ -60,40 +61,37 @@ def canary_candidates(canary: str | None, examples: Sequence[ExampleImage], card
             expected=f"at least {MIN_CANARIES}, to make canaries of them",
             hint="`--canary DIR` takes images of yours, `--canary synthetic` makes some",
         )
-    return tuple(Candidate(png=example.png, label=example.label) for example in examples)
+    return tuple(Candidate(png=example.png, labels=example.labels) for example in examples)
 
 
 def chosen_canaries(
-    candidates: Sequence[Candidate], logits: NDArray[np.float32], class_names: tuple[str, ...]
+    candidates: Sequence[Candidate],
+    logits: NDArray[np.float32],
+    class_names: tuple[str, ...],
+    thresholds: tuple[float, ...] = (),
 ) -> list[int]:
-    """Return the places of at most eight candidates: rightly and clearly decided ones first, spread over the classes.
+    """Return the places of at most eight candidates: rightly and clearly decided ones first, spread over the answers.
 
     Args:
         candidates: as many as rows.
         logits: float32 (candidates, classes) of the portable graph.
         class_names: in the order of the logits.
+        thresholds: those of a multi-label card.
     """
-    decisions = logits.argmax(axis=1)
-    margins = margin(logits)
+    answers = [said_names(row, class_names) for row in decisions(logits, thresholds)]
+    clearness = margins(logits, thresholds)
     wrong = [
-        candidate.label is not None and candidate.label != class_names[decision]
-        for candidate, decision in zip(candidates, decisions, strict=True)
+        candidate.labels is not None and set(candidate.labels) != set(answer)
+        for candidate, answer in zip(candidates, answers, strict=True)
     ]
-    by_clearness = sorted(range(len(candidates)), key=lambda place: (wrong[place], -margins[place], place))
-    met: dict[int, int] = {}  # class -> how many clearer canaries were decided for it
+    by_clearness = sorted(range(len(candidates)), key=lambda place: (wrong[place], -clearness[place], place))
+    met: dict[tuple[str, ...], int] = {}  # answer -> how many clearer canaries have it
     rank = {}
     for place in by_clearness:
-        rank[place] = met.get(int(decisions[place]), 0)
-        met[int(decisions[place])] = rank[place] + 1
-    best = sorted(by_clearness, key=lambda place: (wrong[place], rank[place], -margins[place], place))
+        rank[place] = met.get(answers[place], 0)
+        met[answers[place]] = rank[place] + 1
+    best = sorted(by_clearness, key=lambda place: (wrong[place], rank[place], -clearness[place], place))
     return sorted(best[:MAX_CANARIES])
-
-
-def margin(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (rows,): how far the largest logit of each row is above the second."""
-    two = np.sort(logits, axis=1)[:, -2:]  # (rows, 2)
-    difference: NDArray[np.float32] = two[:, 1] - two[:, 0]
-    return difference
 
 
 def _from_folder(folder: Path, card: ModelCard) -> tuple[Candidate, ...]:
@@ -102,17 +100,19 @@ def _from_folder(folder: Path, card: ModelCard) -> tuple[Candidate, ...]:
             f"no such folder: `{folder}`", expected="a folder of images", hint="`--canary synthetic` needs none"
         )
     entries = sorted(folder.iterdir())
-    files: list[tuple[str | None, Path]] = [(None, path) for path in entries if path.is_file()]
+    files: list[tuple[tuple[str, ...] | None, Path]] = [(None, path) for path in entries if path.is_file()]
     for name in card.class_names:
         inside = folder / name
         if inside in entries and inside.is_dir():
-            files += [(name, path) for path in sorted(inside.iterdir()) if path.is_file()]
+            # One folder cannot say all that an image of several labels shows.
+            labels = (name,) if card.task == "single-label" else None
+            files += [(labels, path) for path in sorted(inside.iterdir()) if path.is_file()]
     if not MIN_CANARIES <= len(files) <= _MAX_CANDIDATES:
         raise BadDataError(
             f"`{folder}` holds {len(files)} files (in folders named as the classes included)",
             expected=f"{MIN_CANARIES} to {_MAX_CANDIDATES} images",
         )
-    return tuple(Candidate(png=_png(path, card.preprocessing), label=label) for label, path in files)
+    return tuple(Candidate(png=_png(path, card.preprocessing), labels=labels) for labels, path in files)
 
 
 def _png(path: Path, preprocessing: Preprocessing) -> bytes:

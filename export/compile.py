@@ -15,8 +15,9 @@ import edgebert
 from edgebert._files import check_folder_is_free, read_input, staged_folder
 from edgebert.bundle import BUNDLE_FOLDER, SUMS_FILE, Bundle, read_bundle, write_bundle
 from edgebert.card import ModelCard, Provenance
+from edgebert.decisions import decisions, margins, said_names, spoken, threshold_logits
 from edgebert.errors import CannotWriteError, EdgebertError, LockedError, UnavailableError, UsageError
-from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries, margin
+from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries
 from edgebert.export.forms import CompiledForm, form_from_graph
 from edgebert.export.metadata import card_of_model, examples_of_model, parse_graph, without_examples
 from edgebert.export.rules import graph_precision
@@ -182,12 +183,12 @@ def _new_bundle(
     tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
     answers = {name: _answers(name, "CPU", {GRAPH_FILE: graph.portable}, (), graph.spec, tensors) for name in backends}
     reference = answers[backends[0]]
-    chosen = chosen_canaries(candidates, reference, graph.card.class_names)
-    decisions = [graph.card.class_names[index] for index in reference.argmax(axis=1)]
+    chosen = chosen_canaries(candidates, reference, graph.card.class_names, graph.card.thresholds)
+    answered = _said(reference, graph.card)
     canaries = tuple(
         Canary(
             file=f"canary/{number}.png",
-            label=decisions[place],
+            labels=answered[place],
             input_sha256=tensor_sha256(tensors[place]),
             logits={},
             tolerance={},
@@ -196,7 +197,7 @@ def _new_bundle(
     )
     for engine, rows in answers.items():
         canaries = _recorded(canaries, engine, "CPU", rows[chosen], graph)
-    _warn_of_narrow_margins(canaries, backends[0], reference[chosen])
+    _warn_of_narrow_margins(canaries, backends[0], reference[chosen], graph.card)
     files = {GRAPH_FILE: graph.portable}
     files.update({f"canary/{number}.png": candidates[place].png for number, place in enumerate(chosen)})
     manifest = Manifest(
@@ -247,16 +248,15 @@ def _recorded(canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows
 
 def _recorded_one(canary: Canary, engine: str, device: str, row: Rows, graph: _Graph) -> Canary:
     answer = tuple(float(value) for value in row)
-    names = graph.card.class_names
-    decision = names[int(np.argmax(row))]
+    (said,) = _said(row[np.newaxis], graph.card)
     if not np.isfinite(row).all():
         raise EdgebertError(f"{engine} answers `{canary.file}` with {list(answer)!s:.200}", expected="finite logits")
-    if decision != canary.label:
+    if said != canary.labels:
         first = min(canary.logits, default=engine)
         known = canary.logits.get(first, answer)
         raise EdgebertError(
-            f"engines disagree on `{canary.file}`: {first} says `{canary.label}` "
-            f"({_best_two(known, names)}), {engine} says `{decision}` ({_best_two(answer, names)})",
+            f"engines disagree on `{canary.file}`: {first} says {spoken(canary.labels)} "
+            f"({_telling(known, graph.card)}), {engine} says {spoken(said)} ({_telling(answer, graph.card)})",
             expected="the same decision from every engine on every canary",
             hint="`--canary DIR` with clearer images, or quantise with other images",
         )
@@ -367,15 +367,23 @@ def _provenance(graph: _Graph, canary: str | None) -> Provenance:
     )
 
 
-def _warn_of_narrow_margins(canaries: Sequence[Canary], engine: str, rows: Rows) -> None:
-    for canary, gap in zip(canaries, margin(rows), strict=True):
-        if gap < 2 * canary.tolerance[engine]:
+def _said(rows: Rows, card: ModelCard) -> list[tuple[str, ...]]:
+    """Return the class names that each row of logits says."""
+    return [said_names(row, card.class_names) for row in decisions(rows, card.thresholds)]
+
+
+def _warn_of_narrow_margins(canaries: Sequence[Canary], engine: str, rows: Rows, card: ModelCard) -> None:
+    # Two logits decide between two classes, and each may move by the tolerance; one alone decides on a threshold.
+    moves, what = (2, "above the next class") if card.task == "single-label" else (1, "from a threshold")
+    for canary, gap in zip(canaries, margins(rows, card.thresholds), strict=True):
+        if gap < moves * canary.tolerance[engine]:
             _log.warning(
-                "`%s` is decided by a hair (`%s`, %.3g above the next class): another computer may decide otherwise and "
-                "refuse the bundle; `--canary DIR` takes clearer images",
+                "`%s` is decided by a hair (%s, %.3g %s): another computer may decide otherwise and refuse the bundle; "
+                "`--canary DIR` takes clearer images",
                 canary.file,
-                canary.label,
+                spoken(canary.labels),
                 gap,
+                what,
             )
 
 
@@ -383,6 +391,9 @@ def _name(output: Path) -> str:
     return output.name.removesuffix(".edgebert") or output.name
 
 
-def _best_two(answer: Sequence[float], names: Sequence[str]) -> str:
-    order = np.argsort(answer)[::-1][:2]
-    return ", ".join(f"`{names[index]}` {answer[index]:.4g}" for index in order)
+def _telling(answer: Sequence[float], card: ModelCard) -> str:
+    """Return the two logits that tell most: the largest, or those nearest to their thresholds."""
+    order = np.argsort(answer)[::-1]
+    if card.thresholds:
+        order = np.argsort(np.abs(np.subtract(answer, threshold_logits(card.thresholds))))
+    return ", ".join(f"`{card.class_names[index]}` {answer[index]:.4g}" for index in order[:2])

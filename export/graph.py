@@ -17,7 +17,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,12 @@ from edgebert._files import check_file_is_free, check_not_input, staged_file
 from edgebert._progress import tracked
 from edgebert.card import ModelCard, Provenance
 from edgebert.data import DataOptions, align_classes, load_dataset
+from edgebert.decisions import decisions
 from edgebert.errors import EdgebertError, UsageError
 from edgebert.export.metadata import INPUT_NAME, OUTPUT_NAME, bytes_of_model, with_metadata
 from edgebert.extras import installed_version, require
 from edgebert.models.checkpoint import Checkpoint, load_checkpoint, parameter_count
+from edgebert.models.fusion import refuse_fusion
 from edgebert.models.pixels import PixelClassifier
 from edgebert.preprocess import load_image
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
@@ -65,7 +67,7 @@ class ExportOptions:
         max_logit_difference: the largest difference allowed between a logit in PyTorch and in ONNX Runtime, in units of the
             largest |logit| (of 1 where that is smaller). Two float32 implementations were measured to differ by 1e-7 to
             1e-5; a wrong operator differs by 1e-2 and more.
-        max_flips: how many images may be given another class.
+        max_flips: how many images may be given another class, or, of a multi-label model, other labels.
         force: replace an existing file.
     """
 
@@ -101,7 +103,7 @@ class ExportReport:
         images: how many real images were compared.
         max_logit_difference: the largest |difference| of a logit, in units of the logits.
         logit_scale: the largest |logit| in PyTorch.
-        flips: how many images were given another class.
+        flips: how many images were given another class, or other labels.
     """
 
     path: Path
@@ -136,6 +138,7 @@ def graph_from_checkpoint(checkpoint: Path | str, output: Path, options: ExportO
     check_not_input(output, checkpoint)
     check_file_is_free(output, force=options.force)
     loaded = load_checkpoint(checkpoint, revision=options.revision)
+    refuse_fusion(loaded)
     images = _comparison_images(loaded, options)
     model = with_metadata(_exported(loaded, options), _card(loaded, options), loaded.examples)
     onnx.checker.check_model(model, full_check=True)
@@ -148,7 +151,7 @@ def graph_from_checkpoint(checkpoint: Path | str, output: Path, options: ExportO
         report.logit_scale,
         report.flips,
     )
-    _check_parity(report, options)
+    _check_parity(report, options, loaded.card)
     with staged_file(output, force=options.force) as staging:
         staging.write_bytes(content)
     return report
@@ -159,7 +162,7 @@ def _comparison_images(checkpoint: Checkpoint, options: ExportOptions) -> NDArra
     rule = checkpoint.card.preprocessing
     images = [load_image(example.png, rule) for example in checkpoint.examples]
     if options.data is not None:
-        dataset = load_dataset(options.data, DataOptions(max_skipped=options.max_skipped))
+        dataset = load_dataset(options.data, DataOptions(max_skipped=options.max_skipped, task=checkpoint.card.task))
         dataset = align_classes(dataset, checkpoint.card.class_names, class_map=options.class_map)
         chosen = sorted(dataset.val, key=lambda example: example.pixel_sha256)[:_PARITY_IMAGES]
         images += [load_image(example.load(), rule) for example in tracked(chosen, what="read", total=len(chosen))]
@@ -237,9 +240,8 @@ def _check_operators(model: onnx.ModelProto, source: torch.nn.Module, options: E
 def _card(checkpoint: Checkpoint, options: ExportOptions) -> ModelCard:
     """Return the graph's card. What was measured here is not in it: it may differ between computers, the graph must not."""
     packages = ("torch", "transformers", "onnx", "onnxscript")
-    return ModelCard(
-        class_names=checkpoint.card.class_names,
-        preprocessing=checkpoint.card.preprocessing,
+    return replace(
+        checkpoint.card,
         provenance=Provenance(
             stage="export",
             made_from={"checkpoint": checkpoint.sha256},
@@ -248,7 +250,6 @@ def _card(checkpoint: Checkpoint, options: ExportOptions) -> ModelCard:
             parameters=parameter_count(checkpoint.model),
             source=checkpoint.card.provenance,
         ),
-        seen=checkpoint.card.seen,
     )
 
 
@@ -266,7 +267,8 @@ def _compared(checkpoint: Checkpoint, content: bytes, images: NDArray[np.uint8],
             # np.maximum and not max: a NaN must stay one.
             difference = float(np.maximum(difference, np.abs(ours - theirs).max()))
             scale = float(np.maximum(scale, np.abs(ours).max()))
-            flips += int((ours.argmax(1) != theirs.argmax(1)).sum())
+            differ = decisions(ours, card.thresholds) != decisions(theirs, card.thresholds)  # (batch, classes)
+            flips += int(differ.any(axis=1).sum())
     return ExportReport(
         path=output,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -288,7 +290,7 @@ def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         start += size
 
 
-def _check_parity(report: ExportReport, options: ExportOptions) -> None:
+def _check_parity(report: ExportReport, options: ExportOptions, card: ModelCard) -> None:
     """Refuse a graph that answers differently; NaN fails too."""
     allowed = options.max_logit_difference * max(1.0, report.logit_scale)
     if not math.isfinite(report.logit_scale):
@@ -305,7 +307,8 @@ def _check_parity(report: ExportReport, options: ExportOptions) -> None:
         )
     if report.flips > options.max_flips:
         raise EdgebertError(
-            f"the graph gives {report.flips} of {report.images} images another class than PyTorch",
+            f"the graph gives {report.flips} of {report.images} images "
+            f"{'another class' if card.task == 'single-label' else 'other labels'} than PyTorch",
             expected=f"at most {options.max_flips}; nothing was written",
             hint="if that is precise enough for you: `--max-flips`",
         )

@@ -127,7 +127,7 @@ def _canary(toy: Toy, name: str, png: bytes) -> Canary:
     answer = tuple(float(value) for value in toy.logits(tensor)[0])
     return Canary(
         file=name,
-        label=toy.card.class_names[int(np.argmax(answer))],
+        labels=(toy.card.class_names[int(np.argmax(answer))],),
         input_sha256=tensor_sha256(tensor),
         logits=dict.fromkeys(("onnxruntime", "openvino"), answer),
         tolerance=dict.fromkeys(("onnxruntime", "openvino"), tolerance_of(answer, "fp32", "CPU")),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgebert._json import JsonValue, dump_json, parse_json_object
-from edgebert.card import ImageSet, ModelCard, Provenance, check_class_names, hash_of_hashes
+from edgebert.card import ImageSet, ModelCard, Provenance, Task, check_class_names, hash_of_hashes
 from edgebert.errors import BadDataError
 from edgebert.preprocess import Preprocessing
 
@@ -55,7 +57,8 @@ def test_model_card_leaves_unknown_fields_alone() -> None:
     [
         ("schema", "edgebert.card/2", "newer"),
         ("schema", None, "`schema`"),
-        ("task", "multi-label", "single-label"),
+        ("task", "segmentation", "single-label or multi-label"),
+        ("task", "multi-label", "`thresholds`"),
         ("class_names", ["cat"], "at least two"),
         ("class_names", ["cat", "cat"], "more than once"),
         ("class_names", ["cat", " "], "empty"),
@@ -77,6 +80,27 @@ def test_model_card_from_json_refuses(path: str, value: JsonValue, message: str)
     with pytest.raises(BadDataError) as caught:
         ModelCard.from_json(changed(path, value), what="card")
     assert message in str(caught.value)
+
+
+def test_model_card_of_several_labels_survives_json_with_its_thresholds() -> None:
+    card = replace(CARD, task="multi-label", thresholds=(0.5, 0.25, 0.875))
+    assert ModelCard.from_json(parse_json_object(dump_json(card.to_json()), what="card"), what="card") == card
+    assert "thresholds" not in CARD.to_json()  # as cards were written before there was anything but one label
+
+
+@pytest.mark.parametrize(
+    ("task", "thresholds", "message"),
+    [
+        ("multi-label", (0.5, 0.5), "2 thresholds"),
+        ("single-label", (0.5, 0.5, 0.5), "3 thresholds"),
+        ("multi-label", (0.5, 0.0, 0.5), "a threshold is `0.0`"),
+        ("multi-label", (0.5, 0.5, float("nan")), "a threshold is `nan`"),
+        ("segmentation", (), "task `segmentation`"),
+    ],
+)
+def test_model_card_refuses_thresholds_that_do_not_fit(task: Task, thresholds: tuple[float, ...], message: str) -> None:
+    with pytest.raises(BadDataError, match=message):
+        replace(CARD, task=task, thresholds=thresholds)
 
 
 def test_provenance_chain_leads_back_to_the_first() -> None:

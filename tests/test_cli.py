@@ -21,14 +21,14 @@ from edgebert.errors import EdgebertError, UnavailableError, UsageError
 # Command -> its options, and the flags that are no field of them.
 OPTIONS = {
     "train": ("edgebert.train.options:TrainOptions", {"data", "output"}),
-    "distill": ("edgebert.train.options:DistillOptions", {"data", "teacher", "output"}),
+    "distill": ("edgebert.train.options:DistillOptions", {"data", "output"}),
     "export": ("edgebert.export.graph:ExportOptions", {"checkpoint", "output"}),
     "quantize": ("edgebert.calibration.quantize:QuantizeOptions", {"source", "calibration", "output"}),
     "compile_": ("edgebert.export.compile:CompileOptions", {"graph", "output"}),
     "bench": ("edgebert.bench.options:BenchOptions", {"artefacts", "output"}),
 }
 # Flag -> field, where the flag is singular because it is repeatable; what is text on the command line is a tuple inside.
-SINGULAR = {"target": "targets"}
+SINGULAR = {"target": "targets", "teacher": "teachers"}
 PARSED = {"augment", "class_map", "targets"}
 
 

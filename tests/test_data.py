@@ -397,7 +397,7 @@ def test_example_load_never_hands_out_its_own_array() -> None:
 
 def toy(*names: str) -> Dataset:
     def example(label: int) -> Example:
-        return Example(id=f"{label}.png", label=label, pixel_sha256=f"{label:02d}" * 32, source=b"")
+        return Example(id=f"{label}.png", labels=(label,), pixel_sha256=f"{label:02d}" * 32, source=b"")
 
     examples = tuple(example(label) for label in range(len(names)))
     return Dataset(name="toy", class_names=names, train=examples, val=examples, test=examples[:1], skipped=())
@@ -483,13 +483,13 @@ def test_load_dataset_reads_labels_csv(tmp_path: Path, header: str, encoding: st
     assert all(example.id.startswith("images/") for example in dataset.train)
 
 
-def test_load_dataset_reads_text_and_split_of_labels_csv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "edgebert")
+def test_load_dataset_reads_text_and_split_of_labels_csv(tmp_path: Path) -> None:
     names = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     rows = [f'{row},"said, and ""quoted""",{split}' for row, split in zip(ROWS, names, strict=True)]
     dataset = load_dataset(csv_folder(tmp_path, ["file,labels,text,split", *rows]))
     assert [len(dataset.split(split)) for split in SPLITS] == [6, 3, 3]
-    assert "`text` is not used" in caplog.text
+    assert {example.text for split in SPLITS for example in dataset.split(split)} == {'said, and "quoted"'}
+    assert dataset.task == "single-label"
 
 
 def test_load_dataset_skips_files_that_labels_csv_names_and_that_are_not_there(tmp_path: Path) -> None:
@@ -502,8 +502,10 @@ def test_load_dataset_skips_files_that_labels_csv_names_and_that_are_not_there(t
     ("lines", "message"),
     [
         (["file,labels", *ROWS, "images/0.png,cat|dog"], "images/0.png"),
-        (["file,labels", "images/0.png,cat|dog"], "multi-label data is not supported"),
-        (["file,labels", "images/0.png, "], "line 2, has no label"),
+        (["file,label", *ROWS[1:], "images/0.png,cat|dog"], "call the column `labels`"),
+        (["file,label", "images/0.png, "], "line 2, has no label"),
+        (["file,labels", "images/0.png,cat||dog"], "has an empty label: `cat||dog`"),
+        (["file,labels", "images/0.png,cat|dog|cat"], "names the label `cat` twice"),
         (["file,labels", "images/0.png"], "another number of fields"),
         (["file,labels", "images/0.png,a,b"], "another number of fields"),
         (["file,labels", "../out.png,cat"], "a path inside"),
@@ -544,7 +546,7 @@ def columns_of(labels: list[object], **more: list[object]) -> dict[str, list[obj
 
 
 def test_load_dataset_reads_parquet_with_bytes(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "pets.parquet", columns_of(["dog", "cat"] * 10, text=["x"] * 20))
+    write_parquet(tmp_path / "pets.parquet", columns_of(["dog", "cat"] * 10, text=["x", None] * 10))
     dataset = load_dataset(tmp_path / "pets.parquet")
     assert dataset.class_names == ("cat", "dog")
     assert [len(dataset.split(split)) for split in SPLITS] == [14, 2, 4]
@@ -552,6 +554,7 @@ def test_load_dataset_reads_parquet_with_bytes(tmp_path: Path) -> None:
         row = int(example.id.removeprefix("pets.parquet#"))
         assert np.array_equal(example.load(), pixels(row))
         assert example.label == 1 - row % 2
+        assert example.text == ("" if row % 2 else "x")
 
 
 def test_load_dataset_reads_parquet_with_structs_numbers_and_splits(tmp_path: Path) -> None:
@@ -589,7 +592,9 @@ def test_load_dataset_reads_a_folder_of_parquet_files(tmp_path: Path) -> None:
     [
         ({"image": [b"x"], "labelled": ["a"]}, "`label` or `labels`"),
         ({"picture": [b"x"], "label": ["a"]}, "expected: image, label"),
-        ({"image": [b"x"], "label": [["a", "b"]]}, "multi-label data is not supported"),
+        ({"image": [b"x"], "label": [["a", "a"]]}, "names the label `a` twice"),
+        ({"image": [b"x"], "label": [[True]]}, "label `True`"),
+        ({"image": [b"x"], "label": ["a"], "text": [7]}, "text `7`"),
         ({"image": [b"x"], "label": [1.5]}, "label `1.5`"),
         ({"image": [b"x"], "label": [None]}, "label `None`"),
         ({"image": [b"x"], "label": [""]}, "label `''`"),

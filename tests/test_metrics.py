@@ -7,7 +7,19 @@ import pytest
 from sklearn import metrics as reference
 
 from edgebert.errors import BadDataError
-from edgebert.metrics import ClassRow, confusion_matrix, macro_f1, per_class, top1
+from edgebert.metrics import (
+    ClassRow,
+    average_precision,
+    best_thresholds,
+    confusion_matrix,
+    exact_match,
+    macro_f1,
+    mean_average_precision,
+    multilabel_f1,
+    multilabel_rows,
+    per_class,
+    top1,
+)
 
 
 def _random_decisions(images: int = 500, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -56,3 +68,90 @@ def test_per_class_gives_zeros_when_nothing_is_there_to_divide_by() -> None:
 def test_confusion_matrix_refuses_impossible_input(labels: list[int], predictions: list[int]) -> None:
     with pytest.raises(BadDataError):
         confusion_matrix(np.array(labels, np.int64), np.array(predictions, np.int64), 3)
+
+
+def _random_sets(images: int = 300, classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and probabilities that know something of them, rounded so that many are equal."""
+    random = np.random.default_rng(11)
+    labels = random.random((images, classes)) < np.linspace(0.05, 0.6, classes)
+    probabilities = np.round(np.clip(0.35 * labels + 0.65 * random.random((images, classes)), 0, 1), 2)
+    return labels, probabilities
+
+
+def test_multilabel_metrics_equal_scikit_learn() -> None:
+    labels, probabilities = _random_sets()
+    decided = probabilities >= 0.5
+    for index in range(labels.shape[1]):
+        assert average_precision(labels[:, index], probabilities[:, index]) == pytest.approx(
+            reference.average_precision_score(labels[:, index], probabilities[:, index])
+        )
+    assert mean_average_precision(labels, probabilities) == pytest.approx(
+        reference.average_precision_score(labels, probabilities, average="macro")
+    )
+    micro, macro = multilabel_f1(labels, decided)
+    assert micro == pytest.approx(reference.f1_score(labels, decided, average="micro"))
+    assert macro == pytest.approx(reference.f1_score(labels, decided, average="macro"))
+    assert exact_match(labels, decided) == pytest.approx(reference.accuracy_score(labels, decided))
+    precision, recall, f1, support = reference.precision_recall_fscore_support(labels, decided)
+    rows = multilabel_rows(labels, decided, "abcdef")
+    assert [row.precision for row in rows] == pytest.approx(precision)
+    assert [row.recall for row in rows] == pytest.approx(recall)
+    assert [row.f1 for row in rows] == pytest.approx(f1)
+    assert [row.support for row in rows] == support.tolist()
+
+
+def test_mean_average_precision_leaves_out_a_class_that_no_image_has() -> None:
+    labels, probabilities = _random_sets()
+    labels[:, 2] = False
+    assert average_precision(labels[:, 2], probabilities[:, 2]) is None
+    rest = [index for index in range(6) if index != 2]
+    assert mean_average_precision(labels, probabilities) == pytest.approx(
+        reference.average_precision_score(labels[:, rest], probabilities[:, rest], average="macro")
+    )
+    with pytest.raises(BadDataError, match="none of 300 images has any label"):
+        mean_average_precision(np.zeros_like(labels), probabilities)
+
+
+def test_multilabel_f1_leaves_out_a_class_that_neither_occurs_nor_is_said() -> None:
+    labels = np.array([[True, False, False], [True, True, False]])
+    decided = np.array([[True, True, False], [True, False, False]])
+    assert list(multilabel_f1(labels, decided)) == pytest.approx([4 / 6, 0.5])
+    nothing = np.zeros((2, 3), np.bool_)
+    assert multilabel_f1(nothing, nothing) == (0.0, 0.0)
+
+
+def test_best_thresholds_reach_the_highest_f1_that_any_threshold_reaches() -> None:
+    labels, probabilities = _random_sets()
+    chosen = best_thresholds(labels, probabilities)
+    for index, threshold in enumerate(chosen):
+        truth, scores = labels[:, index], probabilities[:, index]
+        best = max(reference.f1_score(truth, scores >= each) for each in np.linspace(0.001, 0.999, 999))
+        assert reference.f1_score(truth, scores >= threshold) == pytest.approx(best)
+        assert 0 < threshold < 1
+
+
+def test_best_thresholds_are_halfway_between_two_answers_and_the_nearest_to_one_half() -> None:
+    labels = np.array([[False, False, True], [False, True, True], [True, True, True]])
+    probabilities = np.array([[0.1, 0.3, 0.0], [0.2, 0.4, 0.0], [0.4, 0.9, 1.0]])
+    # Between 0.2 and 0.4; between 0.3 and 0.4; every image has the third, and no threshold above 0 reaches all of them.
+    assert list(best_thresholds(labels, probabilities)) == pytest.approx([0.3, 0.35, 0.5])
+
+
+def test_best_thresholds_are_one_half_for_a_class_that_no_image_has_and_where_one_half_is_as_good() -> None:
+    labels = np.array([[False, False], [False, True]])
+    assert best_thresholds(labels, np.array([[0.2, 0.1], [0.9, 0.6]])) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers", "what"),
+    [
+        (np.ones((2, 3), np.bool_), np.ones((2, 2)), r"\(2, 3\) and answers float64 \(2, 2\)"),
+        (np.ones((0, 3), np.bool_), np.ones((0, 3)), r"\(0, 3\)"),
+        (np.ones((2, 3)), np.ones((2, 3)), "labels float64"),
+        (np.ones((1, 1), np.bool_), np.array([[np.nan]]), "NaN"),
+    ],
+)
+def test_multilabel_metrics_refuse_what_cannot_be_compared(labels: np.ndarray, answers: np.ndarray, what: str) -> None:
+    for metric in (mean_average_precision, best_thresholds):
+        with pytest.raises(BadDataError, match=what):
+            metric(labels, answers)

@@ -61,7 +61,7 @@ def _landscape(height: int, width: int, channels: int) -> NDArray[np.float64]:
 @pytest.fixture(scope="module")
 def examples(photographs: list[Path]) -> list[Example]:
     return [
-        Example(id=path.name, label=0, pixel_sha256=pixel_sha256(decode_image(path)), source=path)
+        Example(id=path.name, labels=(0,), pixel_sha256=pixel_sha256(decode_image(path)), source=path)
         for path in photographs
     ]
 
@@ -70,7 +70,8 @@ def _in_training(examples: list[Example], rule: Preprocessing) -> NDArray[np.uin
     pytest.importorskip("torch")
     from edgebert.train.batches import ImageBatches
 
-    batches: Iterator[NDArray[np.uint8]] = (pixels.numpy() for pixels, _ in ImageBatches(examples, rule).in_order(2))
+    images = ImageBatches(examples, rule, classes=1)
+    batches: Iterator[NDArray[np.uint8]] = (pixels.numpy() for _, pixels in images.in_order(2))
     return np.concatenate(list(batches))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgebert.bench.recorder import FLAG_ERROR, FLAG_REWARM, FLAG_WARMUP, NO_CLASS
 from edgebert.bench.samples import IntArray, Samples
@@ -16,6 +17,7 @@ from edgebert.bench.schema import (
     Comparison,
     Distribution,
     Latency,
+    MultiLabelAccuracy,
     Outliers,
     Quantile,
     Scenario,
@@ -23,6 +25,7 @@ from edgebert.bench.schema import (
     Share,
     WarmupRecord,
 )
+from edgebert.bench.several import several_of
 from edgebert.bench.statistics import (
     block_bootstrap,
     interleaved_ratio,
@@ -33,7 +36,14 @@ from edgebert.bench.statistics import (
     tukey_outliers,
     wilson_interval,
 )
-from edgebert.metrics import confusion_matrix, macro_f1, per_class
+from edgebert.metrics import (
+    confusion_matrix,
+    macro_f1,
+    mean_average_precision,
+    multilabel_f1,
+    multilabel_rows,
+    per_class,
+)
 
 REGION = "decoded uint8 RGB image in memory -> class"
 METHOD = "exp(median over rounds of mean log block median of b minus that of a); bootstrap over rounds"
@@ -125,7 +135,6 @@ def accuracy_from_samples(
     """
     labels, decisions = samples.accuracy_of(arm)
     answered = decisions != NO_CLASS
-    rows = per_class(labels[answered], decisions[answered], class_names)
     right = int(np.count_nonzero(labels == decisions))
     agreement, delta = None, None
     if reference is not None:
@@ -133,17 +142,39 @@ def accuracy_from_samples(
         same = int(np.count_nonzero((decisions == reference_decisions) & answered))
         agreement = Agreement(reference=reference[1], share=share_of(same, len(labels)))
         delta = (right - int(np.count_nonzero(labels == reference_decisions))) / len(labels)
-    matrix = confusion_matrix(labels[answered], decisions[answered], len(class_names))
+    top1 = share_of(right, len(labels))
+    several, confusion = None, np.zeros((0, 0), np.int64)
+    if "score" in samples.columns:
+        truth, said, scores = (each[answered] for each in several_of(samples, arm, len(class_names)))
+        several = _several_accuracy(top1, truth, said, scores)
+        macro, rows = several.macro_f1, multilabel_rows(truth, said, class_names)
+    else:
+        macro = macro_f1(labels[answered], decisions[answered], len(class_names))
+        rows = per_class(labels[answered], decisions[answered], class_names)
+        confusion = confusion_matrix(labels[answered], decisions[answered], len(class_names))
     return Accuracy(
-        top1=share_of(right, len(labels)),
-        macro_f1=macro_f1(labels[answered], decisions[answered], len(class_names)),
+        top1=top1,
+        macro_f1=macro,
         agreement=agreement,
         delta_top1=delta,
-        confusion=tuple(tuple(int(count) for count in row) for row in matrix),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         per_class=tuple(
             ClassAccuracy(name=row.name, precision=row.precision, recall=row.recall, f1=row.f1, support=row.support)
             for row in rows
         ),
+        multi_label=several,
+    )
+
+
+def _several_accuracy(
+    exact_match: Share, truth: NDArray[np.bool_], said: NDArray[np.bool_], scores: NDArray[np.float64]
+) -> MultiLabelAccuracy:
+    micro, macro = multilabel_f1(truth, said)
+    return MultiLabelAccuracy(
+        exact_match=exact_match,
+        micro_f1=micro,
+        macro_f1=macro,
+        mean_average_precision=mean_average_precision(truth, scores) if truth.any() else None,
     )
 
 

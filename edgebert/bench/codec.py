@@ -1,7 +1,7 @@
 """Dataclasses to JSON and back, checked against their annotations: one rule for the whole result schema.
 
 Reading is strict about what it knows (a missing field, another type, a number that is not finite) and silent about
-what it does not: a later version may add fields.
+what it does not: a later version may add fields. A field with a default came with a later version, and may be missing.
 
 >>> @dataclasses.dataclass(frozen=True, kw_only=True)
 ... class Point:
@@ -46,6 +46,8 @@ def from_json(record_class: type[_Record], value: JsonValue, *, what: str) -> _R
     decoded: dict[str, object] = {}
     for field in dataclasses.fields(record_class):  # type: ignore[arg-type]  # the type variable stands for a dataclass
         if field.name not in value:
+            if field.default is not dataclasses.MISSING:
+                continue
             raise BadDataError(f"{what} holds no `{field.name}`", expected=f"the fields of {record_class.__name__}")
         decoded[field.name] = _decoded(hints[field.name], value[field.name], f"{what}, `{field.name}`")
     return record_class(**decoded)

@@ -16,7 +16,7 @@ from edgebert._console import printable
 from edgebert.bench.recorder import FLAG_ERROR, FLAG_REWARM, FLAG_WARMUP
 from edgebert.bench.samples import IntArray, Samples
 from edgebert.bench.schema import Arm, Result
-from edgebert.bench.table import factor_text, milliseconds
+from edgebert.bench.table import factor_text, measure_of, milliseconds
 from edgebert.extras import require
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def accuracy_latency_figure(result: Result, part: str = "") -> str:
             )
         _log_axis(axes, "x")
         axes.set_xlabel("end-to-end latency p50, ms (logarithmic)")
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel(f"{measure_of(result)}, %")
         _legend(axes)
 
     return _svg(draw, f"{part}accuracy-latency")
@@ -318,7 +318,7 @@ def figures_of(result: Result, samples: Samples, part: str) -> Sequence[tuple[st
     found = [
         (
             "Accuracy against latency",
-            "Better is up and to the left. Bars are 95 % intervals: Wilson for top-1, bootstrap over blocks for p50.",
+            f"Better is up and to the left. Bars: 95 % intervals, Wilson's for {measure_of(result)}, over blocks for p50.",
             accuracy_latency_figure(result, part),
         ),
         (

@@ -18,7 +18,7 @@ from edgebert.bench.options import BenchOptions
 from edgebert.bench.record import Measured, result_from_session
 from edgebert.bench.result import samples_path, write_result
 from edgebert.bench.schema import Result
-from edgebert.bench.selection import select_images
+from edgebert.bench.selection import common_task, select_images
 from edgebert.bench.session import open_arms, run_session
 from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
 from edgebert.data import DataOptions, load_dataset
@@ -62,8 +62,11 @@ def result_from_arms(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-bench-")))
         workers = [stack.enter_context(WorkerProcess(arm.name, threads, worker_command)) for arm in arms]
         opened = open_arms(workers, arms, threads=threads, default_target=DEFAULT_GRAPH_TARGET)
-        dataset = load_dataset(options.data, DataOptions(class_map=options.class_map, max_skipped=options.max_skipped))
-        selection = select_images(dataset, names, [arm.card for arm in opened])
+        cards = [arm.card for arm in opened]
+        reading = DataOptions(
+            class_map=options.class_map, max_skipped=options.max_skipped, task=common_task(names, cards)
+        )
+        selection = select_images(load_dataset(options.data, reading), names, cards)
         session = run_session(opened, selection, folder, options)
     for arm, before in zip(arms, hashes, strict=True):
         if sha256_of_path(arm.path) != before:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert._files import read_input
+from edgebert._fusion import refuse_fusion_folder
 from edgebert.artefact import Kind
 from edgebert.bench.graph_card import graph_card
 from edgebert.bench.schema import Precision
@@ -167,6 +168,7 @@ def _read_graph(request: LoadRequest) -> _Readable:
 
 def _read_checkpoint(request: LoadRequest) -> _Readable:
     folder = Path(request.path)
+    refuse_fusion_folder(folder)
     card = read_checkpoint_card(folder) if (folder / CARD_FILE).exists() else _card_of_foreign_checkpoint(folder)
     choice = Choice(
         target=EAGER_TARGET,

@@ -211,7 +211,7 @@ def _arm(measured: Measured, index: int, reference: tuple[int, str] | None) -> A
             pre=f"{preprocessing.resize} {preprocessing.interpolation} to {preprocessing.height}x{preprocessing.width}"
             f"@{preprocessing.sha256()[:12]}",
             infer=f"{loaded.backend}, normalisation in the graph",
-            post="softmax, argmax, class name",
+            post="softmax, argmax, class name" if card.task == "single-label" else "sigmoid, thresholds, class names",
             input="uint8 HWC RGB, decoded, original size",
         ),
         accuracy=analysis.accuracy_from_samples(samples, index, measured.selection.class_names, reference),

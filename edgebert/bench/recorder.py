@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.bench.schedule import rewarm_queries
+from edgebert.bench.several import answer_code
 from edgebert.bench.statistics import STEADY_WINDOWS, is_steady
 from edgebert.preprocess import RgbImage
-from edgebert.runtime.pipeline import Pipeline
+from edgebert.runtime.pipeline import Pipeline, Prediction
 
 WARMUP_BLOCK = -1  # what the column `block` holds for warm-up queries
 
@@ -70,6 +71,10 @@ class Recorder:
     _cursor: int = 0
     _queries: list[NDArray[np.int64]] = field(default_factory=list)
     _blocks: list[tuple[int, int, int, int]] = field(default_factory=list)
+    _code: Callable[[Prediction], int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._code = answer_code(self.pipeline.card)
 
     def warm_up(self, max_ns: int) -> Warmup:
         """Run queries until four windows in a row are steady, or `max_ns` have passed.
@@ -150,22 +155,23 @@ class Recorder:
     def _run(self, queries: int) -> NDArray[np.int64]:
         """Return int64 (queries, columns), `block` still 0; the loop is all that happens while timing."""
         clock, pipeline = time.perf_counter_ns, self.pipeline
-        pre, infer, post = pipeline.pre, pipeline.infer, pipeline.post
+        pre, infer, post, code = pipeline.pre, pipeline.infer, pipeline.post, self._code
         images, cursor = self.images, self._cursor
         rows: list[tuple[int, ...]] = []
         for _ in range(queries):
-            image, flags = images[cursor], 0
+            image, flags, answer = images[cursor], 0, None
             issue = pre_end = inf_end = clock()
             try:
                 batch = pre(image)
                 pre_end = clock()
                 logits = infer(batch)
                 inf_end = clock()
-                decision = post(logits)[0].index
+                answer = post(logits)[0]
             except Exception as error:  # noqa: BLE001  # whatever a backend raises: a failed query is kept, and makes the arm invalid
                 self.first_error = self.first_error or f"{type(error).__name__}: {error}"
-                flags, decision, inf_end = FLAG_ERROR, NO_CLASS, max(pre_end, inf_end)
-            rows.append((0, flags, cursor, issue, pre_end, inf_end, clock(), decision))
+                flags, inf_end = FLAG_ERROR, max(pre_end, inf_end)
+            done = clock()
+            rows.append((0, flags, cursor, issue, pre_end, inf_end, done, NO_CLASS if answer is None else code(answer)))
             cursor = cursor + 1 if cursor + 1 < len(images) else 0
         self._cursor = cursor
         return np.array(rows, np.int64)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgebert._files import check_file_is_free, check_not_input, staged_file
 from edgebert.bench.result import read_result, read_result_samples
-from edgebert.bench.sections import HEADERS, Section, section_of
+from edgebert.bench.sections import Section, section_of
 from edgebert.errors import BadDataError, UsageError
 from edgebert.extras import require
 
@@ -68,4 +68,4 @@ def page_of(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(_TEMPLATE).render(sections=sections, headers=HEADERS) + "\n"
+    return environment.get_template(_TEMPLATE).render(sections=sections) + "\n"

@@ -75,9 +75,11 @@ def _check_arms(result: Result, what: str) -> None:
         raise BadDataError(f"{what} has arms {', '.join(names) or 'none'}", expected="at least one, each name once")
     classes = len(result.dataset.class_names)
     for arm in result.arms:
-        matrix = arm.accuracy.confusion
+        matrix, several = arm.accuracy.confusion, result.dataset.task == "multi-label"
+        if several != (arm.accuracy.multi_label is not None):
+            raise BadDataError(f"{what}, arm `{arm.id}`: its accuracy is not that of a {result.dataset.task} data set")
         if (
-            len(matrix) != classes
+            len(matrix) != (0 if several else classes)
             or any(len(row) != classes for row in matrix)
             or len(arm.accuracy.per_class) != classes
         ):

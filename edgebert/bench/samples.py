@@ -5,6 +5,7 @@ Columns of timed and warm-up queries, in the order each arm ran them: `arm` (ind
 `t_issue`, `t_pre_end`, `t_inf_end`, `t_done` (monotonic ns of one clock), `pred` (class in the data's order, -1: failed).
 Columns of blocks: `block_arm`, `block_index`, `block_wall_ns`, `block_cpu_ns`, `block_involuntary` (-1: not counted).
 Columns of the accuracy pass: `accuracy_arm`, `accuracy_sample`, `accuracy_label`, `accuracy_pred` (-1: failed).
+Where images have any number of labels, a class is a number of the set said, and more columns come (`edgebert.bench.several`).
 `schedule` is the order of the arms' blocks: one arm index per block, in the order they were run.
 """
 
@@ -38,6 +39,7 @@ QUERY_COLUMNS = (
 BLOCK_COLUMNS = ("block_arm", "block_index", "block_wall_ns", "block_cpu_ns", "block_involuntary")
 ACCURACY_COLUMNS = ("accuracy_arm", "accuracy_sample", "accuracy_label", "accuracy_pred")
 SCHEDULE = "schedule"
+SEVERAL_COLUMNS = (("truth_sample", "truth_class"), ("said_arm", "said_sample", "said_class"), ("score",))
 
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a ZIP archive can hold
 MAX_SAMPLES_BYTES = 2 << 30  # unpacked; 26 million queries, far more than any run has
@@ -94,7 +96,8 @@ def read_samples(path: Path) -> Samples:
             columns = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BadDataError(f"{what} is no archive of samples: {error}") from error
-    for group in (QUERY_COLUMNS, BLOCK_COLUMNS, ACCURACY_COLUMNS, (SCHEDULE,)):
+    several = SEVERAL_COLUMNS if SEVERAL_COLUMNS[-1][0] in columns else ()
+    for group in (QUERY_COLUMNS, BLOCK_COLUMNS, ACCURACY_COLUMNS, (SCHEDULE,), *several):
         _check_group(columns, group, what)
     return Samples(columns)
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgebert.card import Task
+
 SCHEMA = "edgebert.bench/1"
 NOT_COMPARABLE_EXIT_CODE = 5  # bench.md, section 4.3
 
@@ -150,6 +152,7 @@ class DatasetRecord:
     per_class: tuple[int, ...]
     excluded: tuple[Excluded, ...]
     skipped: int
+    task: Task = "single-label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,16 +225,37 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MultiLabelAccuracy:
+    """How well an arm says any number of labels; see `edgebert.metrics`.
+
+    Attributes:
+        exact_match: share of images of which exactly their labels are said.
+        micro_f1: F1 over the decisions on all classes together.
+        macro_f1: plain mean of the classes' F1.
+        mean_average_precision: over the classes that occur, from the probabilities alone; None where no image has a label.
+    """
+
+    exact_match: Share
+    micro_f1: float
+    macro_f1: float
+    mean_average_precision: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """On every image of the test split, in the session that was timed.
+
+    A decision of a multi-label arm is all that it says of an image, and is right where exactly the image's labels are said: its
+    `top1` is the exact match, and agreement, changes and McNemar's test are of such decisions.
 
     Attributes:
         top1: share of right decisions.
         macro_f1: plain mean of the classes' F1.
         agreement: None for an arm without a reference, or that is the reference.
         delta_top1: top-1 minus the reference's.
-        confusion: rows the true class, columns the decided one.
+        confusion: rows the true class, columns the decided one; empty for a multi-label arm.
         per_class: in the order of the data set's classes.
+        multi_label: what only a multi-label arm has; None for others.
     """
 
     top1: Share
@@ -240,6 +264,7 @@ class Accuracy:
     delta_top1: float | None
     confusion: tuple[tuple[int, ...], ...]
     per_class: tuple[ClassAccuracy, ...]
+    multi_label: MultiLabelAccuracy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

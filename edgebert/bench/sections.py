@@ -9,11 +9,12 @@ from edgebert._console import printable
 from edgebert.bench.figures import PALETTE, figures_of, timeline_figure
 from edgebert.bench.record import shell_text
 from edgebert.bench.samples import Samples
-from edgebert.bench.schema import Arm, Result
+from edgebert.bench.schema import Arm, MultiLabelAccuracy, Result
 from edgebert.bench.table import (
     agreement_gap,
     count_text,
     factor_text,
+    map_text,
     milliseconds,
     percent,
     size_text,
@@ -101,6 +102,7 @@ class Section:
     badges: tuple[Badge, ...]
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    headers: tuple[str, ...]
     arms: tuple[ArmRow, ...]
     figures: tuple[Figure, ...]
     timeline: Figure
@@ -114,7 +116,9 @@ class Section:
     not_measured: tuple[tuple[str, str], ...]
 
 
-HEADERS = ("parameters", "size", "top-1, %", "agreement, %", "p50, ms", "p90, ms", "p99, ms", "images/s", "speed-up")
+_SINGLE = ("top-1, %",)
+_SEVERAL = ("micro-F1, %", "macro-F1, %", "mAP, %", "exact match, %")
+_TIMES = ("p50, ms", "p90, ms", "p99, ms", "images/s", "speed-up")
 
 
 def section_of(name: str, result: Result, samples: Samples, *, part: str) -> Section:
@@ -141,10 +145,21 @@ def section_of(name: str, result: Result, samples: Samples, *, part: str) -> Sec
         badges=tuple(_badges(result)),
         reasons=tuple(_plain(reason) for reason in result.status.reasons),
         warnings=tuple(_plain(warning) for warning in result.status.warnings),
+        headers=(
+            "parameters",
+            "size",
+            *(_SINGLE if result.dataset.task == "single-label" else _SEVERAL),
+            "agreement, %",
+            *_TIMES,
+        ),
         arms=tuple(_arm_row(result, arm, index) for index, arm in enumerate(result.arms)),
         figures=figures,
         timeline=timeline,
-        confusions=tuple(_confusions(result, arm, index) for index, arm in enumerate(result.arms)),
+        confusions=tuple(
+            _confusions(result, arm, index)
+            for index, arm in enumerate(result.arms)
+            if arm.accuracy.multi_label is None  # among any number of labels there is no one that another is taken for
+        ),
         class_names=tuple(printable(name) for name in result.dataset.class_names),
         per_class=tuple(_class_rows(result)),
         environment=tuple(_environment(result)),
@@ -186,6 +201,7 @@ def _arm_row(result: Result, arm: Arm, index: int) -> ArmRow:
     cells = (
         Cell(text=count_text(arm.artifact.parameters)),
         Cell(text=size_text(arm.artifact.bytes), below=arm.artifact.precision),
+        *_several_cells(accuracy.multi_label),
         Cell(text=percent(top1.value), below=_range(100 * top1.ci95[0], 100 * top1.ci95[1], 1)),
         Cell(
             text=percent(agreement.share.value) if agreement else agreement_gap(result, arm),
@@ -211,6 +227,17 @@ def _arm_row(result: Result, arm: Arm, index: int) -> ArmRow:
             Cell(text=printable(cell.text), below=printable(cell.below), remark=printable(cell.remark))
             for cell in cells
         ),
+    )
+
+
+def _several_cells(several: MultiLabelAccuracy | None) -> tuple[Cell, ...]:
+    """Return what stands before the share of right decisions."""
+    if several is None:
+        return ()
+    return (
+        Cell(text=percent(several.micro_f1)),
+        Cell(text=percent(several.macro_f1)),
+        Cell(text=map_text(several)),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.bench.schema import DatasetRecord, Excluded
-from edgebert.card import ModelCard, hash_of_hashes
+from edgebert.card import ModelCard, Task, hash_of_hashes
 from edgebert.data import Dataset, Example, align_classes
 from edgebert.errors import BadDataError
 
@@ -30,6 +30,7 @@ class Selection:
         excluded: what was left out.
         name: of the data set.
         skipped: files of the data set that could not be read.
+        task: of the arms and the data.
     """
 
     examples: tuple[Example, ...]
@@ -38,11 +39,16 @@ class Selection:
     excluded: tuple[Excluded, ...]
     name: str
     skipped: int
+    task: Task = "single-label"
 
     def record(self, timed: int) -> DatasetRecord:
         """Return what the result says of them; `timed` of them are used for latency."""
-        counts = np.bincount([example.label for example in self.examples], minlength=len(self.class_names))
-        identity = [f"{self.class_names[example.label]} {example.pixel_sha256}" for example in self.examples]
+        labels = [label for example in self.examples for label in example.labels]
+        counts = np.bincount(np.array(labels, np.int64), minlength=len(self.class_names))
+        identity = [
+            f"{'|'.join(self.class_names[label] for label in example.labels)} {example.pixel_sha256}"
+            for example in self.examples
+        ]
         return DatasetRecord(
             name=self.name,
             split="test",
@@ -53,14 +59,31 @@ class Selection:
             per_class=tuple(int(count) for count in counts),
             excluded=self.excluded,
             skipped=self.skipped,
+            task=self.task,
         )
+
+
+def common_task(names: Sequence[str], cards: Sequence[ModelCard]) -> Task:
+    """Return the task of all arms.
+
+    Raises:
+        BadDataError: they differ.
+    """
+    for name, card in zip(names, cards, strict=True):
+        if card.task != cards[0].task:
+            raise BadDataError(
+                f"arm `{name}` is a {card.task} model, and arm `{names[0]}` a {cards[0].task} one",
+                expected="arms of one task",
+                hint="bench artefacts of different tasks in calls of their own",
+            )
+    return cards[0].task
 
 
 def select_images(dataset: Dataset, names: Sequence[str], cards: Sequence[ModelCard]) -> Selection:
     """Return the test images that every arm may be judged on.
 
     Args:
-        dataset: its test split is used.
+        dataset: its test split is used; read as the arms' task asks for.
         names: of the arms.
         cards: of the arms: their class names must be the same, in any order.
 
@@ -86,6 +109,7 @@ def select_images(dataset: Dataset, names: Sequence[str], cards: Sequence[ModelC
         excluded=tuple(excluded),
         name=aligned.name,
         skipped=len(aligned.skipped),
+        task=common_task(names, cards),
     )
 
 
@@ -108,8 +132,9 @@ def _report_excluded(excluded: Sequence[Excluded], kept: Sequence[Example], data
     arms = ", ".join(sorted({name for entry in excluded for name in entry.seen_by}))
     said = f"{len(excluded)} of {total} test images were used to make {arms}"
     listed = ", ".join(entry.id for entry in excluded[:5])
-    present = {example.label for example in kept}
-    empty = [name for index, name in enumerate(dataset.class_names) if index not in present]
+    present = {label for example in kept for label in example.labels}
+    there = {label for example in dataset.test for label in example.labels}
+    empty = [dataset.class_names[label] for label in sorted(there - present)]
     if len(excluded) > MAX_SEEN * total or empty:
         rest = f"class `{empty[0]}` has no other test image" if empty else f"that is more than {MAX_SEEN:.0%}"
         raise BadDataError(

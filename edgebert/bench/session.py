@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgebert._json import Fields
 from edgebert._progress import Progress
@@ -25,6 +26,7 @@ from edgebert.bench.samples import IntArray, Samples
 from edgebert.bench.schedule import order_of_blocks, plan_from_times
 from edgebert.bench.schema import Precision
 from edgebert.bench.selection import Selection
+from edgebert.bench.several import code_of_names, several_columns, truth_of
 from edgebert.bench.worker_process import WorkerProcess
 from edgebert.card import ModelCard
 from edgebert.errors import EdgebertError
@@ -193,15 +195,20 @@ class _AccuracyPass:
 
 def _accuracy_pass(arms: Sequence[OpenArm], selection: Selection, folder: Path) -> _AccuracyPass:
     """Let every arm classify every test image; a chunk of images is decoded once for all arms."""
-    labels = np.array([example.label for example in selection.examples], np.int64)
+    labels = _truth_codes(selection)
     decisions = np.full((len(arms), len(labels)), NO_CLASS, np.int64)  # (arms, images)
+    several = _Several.empty(len(arms), selection) if selection.task == "multi-label" else None
     first_errors: list[str | None] = [None] * len(arms)
     with Progress("accuracy", len(labels) * len(arms)) as progress:
         for positions, images in chunks(selection.examples):
             message = write_images(folder / "chunk", images)
             for index, arm in enumerate(arms):
-                answer = arm.worker.ask("classify", message, timeout_s=_IMAGE_TIMEOUT_S * len(images))
-                decisions[index, positions] = _in_order(_integers(answer, "predictions"), selection.orders[index])
+                answers = folder / "answers.npz"
+                request = {**message, "answers": str(answers)}
+                answer = arm.worker.ask("classify", request, timeout_s=_IMAGE_TIMEOUT_S * len(images))
+                decisions[index, positions] = _in_order(_integers(answer, "predictions"), selection, index)
+                if several is not None:
+                    several.fill(index, positions, answers, selection.orders[index])
                 first_errors[index] = first_errors[index] or answer.optional_text("first_error")
                 progress.advance(len(images), note=f"{len(arms)} arms")
     for arm, row, error in zip(arms, decisions, first_errors, strict=True):
@@ -212,8 +219,41 @@ def _accuracy_pass(arms: Sequence[OpenArm], selection: Selection, folder: Path) 
         "accuracy_sample": np.tile(np.arange(count, dtype=np.int64), len(arms)),
         "accuracy_label": np.tile(labels, len(arms)),
         "accuracy_pred": decisions.reshape(-1),  # (arms * images,)
+        **({} if several is None else several_columns(several.truth, several.said, several.scores)),
     }
     return _AccuracyPass(columns=columns, first_errors=tuple(first_errors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Several:
+    """What multi-label arms said, in the data's class order: (images, classes), and (arms, images, classes) twice."""
+
+    truth: NDArray[np.bool_]
+    said: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, arms: int, selection: Selection) -> _Several:
+        truth = truth_of([example.labels for example in selection.examples], len(selection.class_names))
+        return cls(truth, np.zeros((arms, *truth.shape), np.bool_), np.zeros((arms, *truth.shape)))
+
+    def fill(self, arm: int, positions: range, answers: Path, order: IntArray) -> None:
+        """Take what a worker wrote of a chunk of images; see `edgebert.bench.several.answer_columns`."""
+        with np.load(answers, allow_pickle=False) as archive:
+            said, scores = archive["said"] == 1, archive["score"].view(np.float64)
+        shape = (len(positions), len(order))  # the arm's class number i is the data's order[i]
+        self.said[arm, positions.start : positions.stop, order] = said.reshape(shape).T
+        self.scores[arm, positions.start : positions.stop, order] = scores.reshape(shape).T
+
+
+def _truth_codes(selection: Selection) -> IntArray:
+    """Return int64 (images,): the class of each test image, or the number of its set of labels."""
+    if selection.task == "single-label":
+        return np.array([example.label for example in selection.examples], np.int64)
+    names = selection.class_names
+    return np.array(
+        [code_of_names(names[label] for label in example.labels) for example in selection.examples], np.int64
+    )
 
 
 def _check_answers(arm: OpenArm, decisions: IntArray, error: str | None) -> None:
@@ -251,20 +291,25 @@ def _arm_columns(file: Path, arm: int, selection: Selection, timed: IntArray) ->
     with np.load(file, allow_pickle=False) as archive:
         columns: dict[str, IntArray] = {name: archive[name] for name in (*QUERY_COLUMNS, *BLOCK_COLUMNS)}
     columns["sample_index"] = timed[columns["sample_index"]].astype(np.int64)
-    columns["pred"] = _in_order(columns["pred"], selection.orders[arm])
+    columns["pred"] = _in_order(columns["pred"], selection, arm)
     columns["arm"] = np.full_like(columns["block"], arm)
     columns["launch"] = np.zeros_like(columns["block"])
     columns["block_arm"] = np.full_like(columns["block_index"], arm)
     return columns
 
 
-def _in_order(predictions: IntArray, order: IntArray) -> IntArray:
-    """Return class numbers of an arm as class numbers of the data; a failed query stays `NO_CLASS`."""
-    return np.where(predictions == NO_CLASS, NO_CLASS, order[np.maximum(predictions, 0)])
+def _in_order(predictions: IntArray, selection: Selection, arm: int) -> IntArray:
+    """Return class numbers of an arm as class numbers of the data; a failed query stays `NO_CLASS`.
+
+    The number of a set of labels is made of their names, and needs no translation.
+    """
+    if selection.task == "multi-label":
+        return predictions
+    return np.where(predictions == NO_CLASS, NO_CLASS, selection.orders[arm][np.maximum(predictions, 0)])
 
 
 def _integers(answer: Fields, key: str) -> IntArray:
-    return np.array([int(number) for number in answer.numbers(key)], np.int64)
+    return np.array(answer.integers(key), np.int64)
 
 
 def _with_error(session: ArmSession, error: str | None) -> ArmSession:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgebert._console import printable
-from edgebert.bench.schema import Arm, Quantile, Result
+from edgebert.bench.schema import Arm, MultiLabelAccuracy, Quantile, Result
 
 MAX_WIDTH = 100
 
@@ -14,7 +14,20 @@ _NONE = "–"
 _MIN_NAME = 8
 _MARKDOWN_SPECIAL = "\\`*_[]<>|~#&!"
 
-# Over the columns of numbers: what it is, and its unit.
+# Over the columns of numbers: what it is, and its unit. F1, mAP and exact match take the room of parameters and images per
+# second, which the report has.
+_SEVERAL_HEADERS = (
+    ("size", ""),
+    ("F1", "micro %"),
+    ("F1", "macro %"),
+    ("mAP", "%"),
+    ("exact", "%"),
+    ("agree", "%"),
+    ("p50", "ms"),
+    ("p90", "ms"),
+    ("p99", "ms"),
+    ("speed-up", ""),
+)
 _HEADERS = (
     ("parameters", ""),
     ("size", ""),
@@ -44,8 +57,8 @@ def rows_of(result: Result) -> list[Row]:
 def text_table(result: Result) -> str:
     """Return the table and the notes to it as plain text, no line wider than 100 columns."""
     rows = rows_of(result)
-    headers = [title for title, _ in _HEADERS]
-    units = [unit for _, unit in _HEADERS]
+    headers = [title for title, _ in _headers(result)]
+    units = [unit for _, unit in _headers(result)]
     grid = [headers, units, *(list(row.cells) for row in rows)]
     widths = [max(len(line[at]) for line in grid) for at in range(len(headers))]
     left = MAX_WIDTH - sum(width + 2 for width in widths)
@@ -60,10 +73,15 @@ def text_table(result: Result) -> str:
 
 def markdown_table(result: Result) -> str:
     """Return the table as GitHub-flavoured Markdown, the notes below it."""
-    headers = [f"{title} ({unit})" if unit else title for title, unit in _HEADERS]
+    headers = [f"{title} ({unit})" if unit else title for title, unit in _headers(result)]
     lines = ["| arm | " + " | ".join(headers) + " |", "|---|" + "--:|" * len(headers)]
     lines += [f"| {_markdown(row.name)} | " + " | ".join(row.cells) + " |" for row in rows_of(result)]
     return "\n".join([*lines, "", *(f"{_markdown(note)}  " for note in notes_of(result))])
+
+
+def measure_of(result: Result) -> str:
+    """Return what the share of right decisions is called: `top-1`, or `exact match` where there are several labels."""
+    return "top-1" if result.dataset.task == "single-label" else "exact match"
 
 
 def notes_of(result: Result) -> list[str]:
@@ -76,13 +94,16 @@ def notes_of(result: Result) -> list[str]:
     notes += list(result.status.reasons)
     notes.append(
         f"End to end from a decoded image, one image at a time, {result.arms[0].options.get('threads', '?')} threads, "
-        f"{result.device.cpu.model or result.device.arch}; top-1 and agreement with FP32 on {data.n} test images of {data.name}."
+        f"{result.device.cpu.model or result.device.arch}; {measure_of(result)} and agreement with FP32 on {data.n} test images of {data.name}."
     )
     intervals = ", ".join(
         f"{arm.id} {100 * arm.accuracy.top1.ci95[0]:.1f} to {100 * arm.accuracy.top1.ci95[1]:.1f}"
         for arm in result.arms
     )
-    notes.append(f"95 % intervals of top-1: {intervals}.")
+    notes.append(f"95 % intervals of {measure_of(result)}: {intervals}.")
+    missing = [name for name, count in zip(data.class_names, data.per_class, strict=True) if not count]
+    if missing:
+        notes.append(f"No test image has {_listed(missing)}: mAP is of the other classes.")
     for arm in result.arms:
         p99 = arm.scenarios[0].latency.e2e.p99
         if p99.value is None:
@@ -148,14 +169,41 @@ def agreement_gap(result: Result, arm: Arm) -> str:
     return "ref." if any(found is not None and found.reference == arm.id for found in others) else _NONE
 
 
+def map_text(several: MultiLabelAccuracy) -> str:
+    """Return mean average precision in per cent, or a dash where no test image has any label."""
+    return _NONE if several.mean_average_precision is None else percent(several.mean_average_precision)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _headers(result: Result) -> tuple[tuple[str, str], ...]:
+    return _HEADERS if result.dataset.task == "single-label" else _SEVERAL_HEADERS
+
+
 def _cells(result: Result, arm: Arm) -> tuple[str, ...]:
     scenario, agreement = arm.scenarios[0], arm.accuracy.agreement
     e2e = scenario.latency.e2e
+    agree = percent(agreement.share.value) if agreement else agreement_gap(result, arm)
+    if (several := arm.accuracy.multi_label) is not None:
+        return (
+            size_text(arm.artifact.bytes),
+            percent(several.micro_f1),
+            percent(several.macro_f1),
+            map_text(several),
+            percent(several.exact_match.value),
+            agree,
+            _quantile(e2e.p50),
+            _quantile(e2e.p90),
+            _quantile(e2e.p99),
+            speedup_of(result, arm),
+        )
     return (
         count_text(arm.artifact.parameters),
         size_text(arm.artifact.bytes),
         percent(arm.accuracy.top1.value),
-        percent(agreement.share.value) if agreement else agreement_gap(result, arm),
+        agree,
         _quantile(e2e.p50),
         _quantile(e2e.p90),
         _quantile(e2e.p99),

@@ -1,7 +1,8 @@
 """The process that runs one arm: `python -m edgebert.bench.worker`, spoken to through stdin and stdout.
 
     load {path, kind, target, threads}    -> loaded {target, backend, device, card, …}
-    classify {file, heights, widths}               -> classified {predictions, errors, first_error}
+    classify {file, heights, widths, answers}      -> classified {predictions, first_error}; a multi-label arm writes what
+                                              it said and how sure it was into the file `answers`
     images {file, heights, widths}                 -> ready {bytes}
     warm {max_ns}                         -> warmed {converged, queries, ns, median_ns, mean_ns, timer_overhead_ns}
     block {index, queries}                -> done
@@ -28,7 +29,9 @@ from edgebert.bench.protocol import error_content, read_message, write_message
 from edgebert.bench.recorder import NO_CLASS, Recorder, timer_overhead_ns
 from edgebert.bench.samples import write_columns
 from edgebert.bench.schema import ArtefactKind
+from edgebert.bench.several import answer_code, answer_columns
 from edgebert.errors import EdgebertError
+from edgebert.runtime.pipeline import Prediction
 
 Loader = Callable[[LoadRequest, Callable[[], None]], LoadedArm]
 
@@ -94,15 +97,22 @@ class Worker:
         }
 
     def _on_classify(self, request: Fields) -> JsonObject:
-        pipeline, predictions, first_error = self._loaded().pipeline, [], None
+        pipeline, first_error = self._loaded().pipeline, None
+        predictions: list[Prediction | None] = []
         for image in read_images(request):
             try:
                 # One image at a time, as timed: a larger batch may round otherwise.
-                predictions.append(pipeline.post(pipeline.infer(pipeline.pre(image)))[0].index)
+                predictions.append(pipeline.post(pipeline.infer(pipeline.pre(image)))[0])
             except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is counted and makes the arm invalid
                 first_error = first_error or f"{type(error).__name__}: {error}"
-                predictions.append(NO_CLASS)
-        return {"predictions": predictions, "first_error": first_error}
+                predictions.append(None)
+        if pipeline.card.task == "multi-label":
+            write_columns(Path(request.text("answers")), answer_columns(predictions, pipeline.card))
+        code = answer_code(pipeline.card)
+        return {
+            "predictions": [NO_CLASS if prediction is None else code(prediction) for prediction in predictions],
+            "first_error": first_error,
+        }
 
     def _on_images(self, request: Fields) -> JsonObject:
         images = read_images(request)

@@ -30,6 +30,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from edgebert.errors import BadDataError
 from edgebert.models.loading import load_weights
+from edgebert.models.outputs import classified
 from edgebert.models.source import WeightsFolder
 from edgebert.models.stem import stem_blocks, stem_channels
 from edgebert.models.student import checked_image_size
@@ -152,6 +153,7 @@ class BertForImageClassification(PreTrainedModel):  # type: ignore[no-untyped-ca
     config_class = BertImageConfig
     base_model_prefix = "bert"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["BertLayer"]  # noqa: RUF012  # the type the base class declares
 
     def __init__(self, config: BertImageConfig) -> None:
@@ -178,7 +180,7 @@ class BertForImageClassification(PreTrainedModel):  # type: ignore[no-untyped-ca
 
         Args:
             pixel_values: (batch, 3, height, width) float32, normalised, of the size in the config.
-            labels: (batch,) int64 class indices; when given, the cross-entropy is returned as `loss`.
+            labels: as `edgebert.models.outputs.classified` takes them; when given, the loss is returned as `loss`.
             return_dict: False returns a plain tuple.
 
         Returns:
@@ -193,9 +195,7 @@ class BertForImageClassification(PreTrainedModel):  # type: ignore[no-untyped-ca
         embedded = self.bert.embeddings(inputs_embeds=tokens, token_type_ids=self.bert.embeddings.token_type_ids)
         encoded = self.bert.encoder(embedded).last_hidden_state  # (batch, 1 + patches, hidden)
         logits = self.classifier(encoded[:, 0])
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        output = ImageClassifierOutput(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
+        return classified(logits, labels, self.config, return_dict=return_dict)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

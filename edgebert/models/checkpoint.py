@@ -36,18 +36,28 @@ from edgebert.card_io import (
 )
 from edgebert.errors import BadDataError, UsageError
 from edgebert.examples import ExampleImage
-from edgebert.models.bert import BERT_PRESETS, BertForImageClassification, BertImageConfig, start_from_text
+from edgebert.models import OURS
+from edgebert.models.bert import BERT_PRESETS, BertForImageClassification, start_from_text
+from edgebert.models.cnn import CNN_PRESETS, CnnForImageClassification, CnnPreset
+from edgebert.models.fusion import (
+    FusionForImageClassification,
+    give_tokenizer,
+    read_tokenizer,
+    write_tokenizer,
+)
 from edgebert.models.loading import MODEL_ERRORS, evaluating, first_line, listed, load_weights, quiet
+from edgebert.models.outputs import MULTI_LABEL
 from edgebert.models.pixels import PixelClassifier
 from edgebert.models.processor import preprocessing_from_processor
 from edgebert.models.source import WeightsFolder, find_weights
-from edgebert.models.student import STUDENT_PRESETS, StudentConfig, StudentForImageClassification
+from edgebert.models.student import STUDENT_PRESETS, StudentForImageClassification, student_shape
 from edgebert.preprocess import Preprocessing
 
 __all__ = [
     "PRESETS",
     "Checkpoint",
     "PixelClassifier",
+    "is_preset",
     "load_checkpoint",
     "new_model",
     "parameter_count",
@@ -60,13 +70,10 @@ _LOG = logging.getLogger("edgebert")
 
 _Config = TypeVar("_Config", bound=PretrainedConfig)
 
-PRESETS = (*STUDENT_PRESETS, *BERT_PRESETS)
-"""The names that `new_model` takes."""
+PRESETS = (*STUDENT_PRESETS, *BERT_PRESETS, *CNN_PRESETS)
+"""The names that `new_model` takes, besides the shapes of `edgebert.models.student.student_shape`."""
 
-_OURS = {
-    StudentConfig.model_type: StudentForImageClassification,
-    BertImageConfig.model_type: BertForImageClassification,
-}
+_OURS = {config.model_type: model.__name__ for config, model in OURS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,15 @@ class Checkpoint:
     sha256: str
 
 
+def is_preset(name: str) -> bool:
+    """Say whether `new_model` makes a model of this name: a preset, or a student's shape such as `d64-l3-h2-r2`.
+
+    Raises:
+        UsageError: a shape that no student can have.
+    """
+    return name in PRESETS or student_shape(name) is not None
+
+
 def new_model(
     preset: str,
     *,
@@ -97,32 +113,36 @@ def new_model(
     """Make an untrained model: the same weights for the same arguments.
 
     Args:
-        preset: one of `PRESETS`.
+        preset: one of `PRESETS`, or a student's shape such as `d64-l3-h2-r2`.
         preprocessing: its height and width are the model's.
         class_names: in the order of the logits.
         seed: of the random weights.
         text_weights: folder or hub id of a text BERT to start a BERT preset from; width and layers are then its own.
 
     Raises:
-        UsageError: no such preset, or text weights for a student.
+        UsageError: no such preset, an impossible shape, or text weights for anything but a BERT.
         InputNotFoundError, BadDataError, RefusedError: the text weights are not there or not what they must be.
     """
     size = (preprocessing.height, preprocessing.width)
-    if preset in STUDENT_PRESETS:
-        if text_weights is not None:
-            raise UsageError(
-                f"`{preset}` is a student; text weights fit a BERT only", expected=f"one of {', '.join(BERT_PRESETS)}"
-            )
+    if preset in BERT_PRESETS:
+        config = _with_labels(BERT_PRESETS[preset].config(size), class_names)
+        weights = None if text_weights is None else find_weights(text_weights)
         with _seeded(seed):
-            student = StudentForImageClassification(_with_labels(STUDENT_PRESETS[preset].config(size), class_names))
-        return evaluating(student)
-    if preset not in BERT_PRESETS:
-        raise UsageError(f"no such model: `{preset}`", expected=", ".join(PRESETS))
-    config = _with_labels(BERT_PRESETS[preset].config(size), class_names)
-    weights = None if text_weights is None else find_weights(text_weights)
+            bert = BertForImageClassification(config) if weights is None else start_from_text(weights, config)
+        return evaluating(bert)
+    named = CNN_PRESETS.get(preset) or student_shape(preset)
+    if named is None:
+        raise UsageError(
+            f"no such model: `{preset}`", expected=f"{', '.join(PRESETS)}, or a student's shape such as `d64-l3-h2-r2`"
+        )
+    if text_weights is not None:
+        raise UsageError(
+            f"`{preset}` is no BERT; text weights fit a BERT only", expected=f"one of {', '.join(BERT_PRESETS)}"
+        )
     with _seeded(seed):
-        bert = BertForImageClassification(config) if weights is None else start_from_text(weights, config)
-    return evaluating(bert)
+        if isinstance(named, CnnPreset):
+            return evaluating(CnnForImageClassification(_with_labels(named.config(size), class_names)))
+        return evaluating(StudentForImageClassification(_with_labels(named.config(size), class_names)))
 
 
 def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -143,12 +163,15 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     _check_is_classifier(folder)
     if (folder.path / CARD_FILE).is_file():
         card = read_checkpoint_card(folder.path)
+        _check_task(folder, card)
         examples = read_checkpoint_examples(folder.path)
         model = load_weights(AutoModelForImageClassification.from_pretrained, folder)
     else:
         preprocessing = _foreign_preprocessing(folder)
         model = load_weights(AutoModelForImageClassification.from_pretrained, folder)
         card, examples = _foreign_card(folder, model, preprocessing), ()
+    if isinstance(model, FusionForImageClassification):
+        give_tokenizer(model, read_tokenizer(folder.path, name=folder.name))
     _check_runs(model, card, name=folder.name)
     return Checkpoint(model=model, card=card, examples=examples, sha256=checkpoint_sha256(folder.path))
 
@@ -156,12 +179,18 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
 def save_checkpoint(folder: Path, model: PreTrainedModel, card: ModelCard, examples: Sequence[ExampleImage]) -> None:
     """Write a checkpoint into an existing, empty folder, usually a staging one.
 
-    Writes `config.json` with the card's class names, `model.safetensors`, `preprocessing.json` and `examples/`. Equal inputs
-    give equal bytes.
+    Writes `config.json` with the card's class names and task, `model.safetensors`, `preprocessing.json`, `examples/`, and of a fusion
+    model `tokenizer.json`. Equal inputs give equal bytes.
     """
     _with_labels(model.config, card.class_names)
+    if card.task == "multi-label":
+        model.config.problem_type = MULTI_LABEL
+    elif model.config.problem_type == MULTI_LABEL:
+        model.config.problem_type = None
     with quiet():
         model.save_pretrained(folder, max_shard_size="1TB")
+    if isinstance(model, FusionForImageClassification):
+        write_tokenizer(folder, model)
     write_checkpoint_card(folder, card, examples)
 
 
@@ -198,6 +227,9 @@ def with_classes(checkpoint: Checkpoint, class_names: tuple[str, ...], *, seed: 
         )
     missing = set(model.load_state_dict(weights, strict=False).missing_keys)
     assert missing == (set() if same else head), f"weights without a source: {missing}"
+    if isinstance(model, FusionForImageClassification):
+        assert isinstance(checkpoint.model, FusionForImageClassification)
+        model.tokenizer = checkpoint.model.tokenizer  # it is no weight
     return evaluating(model)
 
 
@@ -220,7 +252,7 @@ def _check_is_classifier(folder: WeightsFolder) -> None:
     known = table.get(model_type)
     classes = known if isinstance(known, tuple) else (known,)
     if model_type in _OURS:
-        classes = (_OURS[model_type].__name__,)
+        classes = (_OURS[model_type],)
     if known is None and model_type not in _OURS:
         raise BadDataError(f"`{folder.name}` is a `{named or model_type}`", expected="an image classifier")
     if named is not None and named not in classes:
@@ -228,9 +260,19 @@ def _check_is_classifier(folder: WeightsFolder) -> None:
             f"`{folder.name}` is a `{named}`, which has no trained classification head",
             expected=" or ".join(f"`{name}`" for name in classes),
         )
-    if config.get("problem_type") not in (None, "single_label_classification"):
+    if config.get("problem_type") not in (None, "single_label_classification", MULTI_LABEL):
         raise BadDataError(
-            f"`{folder.name}` was trained for `{config['problem_type']}`", expected="one label for each image"
+            f"`{folder.name}` was trained for `{config['problem_type']}`",
+            expected="classes, one or several of an image",
+        )
+
+
+def _check_task(folder: WeightsFolder, card: ModelCard) -> None:
+    problem = folder.config.get("problem_type")
+    if (problem == MULTI_LABEL) != (card.task == "multi-label"):
+        raise BadDataError(
+            f"`{folder.name}` is `{card.task}` in its card, and config.json has problem_type `{problem}`",
+            expected=f"`{MULTI_LABEL}` of a multi-label model, and of no other",
         )
 
 
@@ -258,8 +300,13 @@ def _foreign_card(folder: WeightsFolder, model: PreTrainedModel, preprocessing: 
     options: dict[str, str] = {"architecture": type(model).__name__, "name": folder.name}
     if folder.revision is not None:
         options["revision"] = folder.revision
+    class_names = _foreign_class_names(folder, model.config)
+    several = model.config.problem_type == MULTI_LABEL
     return ModelCard(
-        class_names=_foreign_class_names(folder, model.config),
+        class_names=class_names,
+        task="multi-label" if several else "single-label",
+        # Nobody says which thresholds it was meant for: a logit of 0, until it is trained here.
+        thresholds=(0.5,) * len(class_names) if several else (),
         preprocessing=preprocessing,
         provenance=Provenance(
             stage="import",

@@ -49,14 +49,16 @@ class PixelClassifier(nn.Module):
             values = values.flip(1)
         return (values - self.mean) / self.std
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, text_embedding: torch.Tensor | None = None) -> torch.Tensor:
         """Classify images.
 
         Args:
             image: uint8 (batch, height, width, 3) RGB, already of the size that the rule makes.
+            text_embedding: (batch, width), of a fusion model only: what its `text_embedding` gave for the images' texts.
 
         Returns:
             float32 (batch, classes) logits.
         """
-        logits: torch.Tensor = self.model(pixel_values=self.normalized(image)).logits
+        texts = {} if text_embedding is None else {"text_embedding": text_embedding}
+        logits: torch.Tensor = self.model(pixel_values=self.normalized(image), **texts).logits
         return logits.to(torch.float32)

@@ -34,6 +34,7 @@ _FETCHED = [
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "tokenizer.json",
 ]
 _PICKLED = re.compile(r"(pytorch_model.*\.bin|.*\.(pt|pth|pkl|ckpt))")
 _OTHER_WEIGHTS = re.compile(r".*\.(h5|msgpack|onnx|gguf)")

@@ -2,8 +2,8 @@
 
 Convolution stem, learned positions, pre-LN blocks, mean pooling, linear head (compression.md, sections 8, 9 and 12):
 
-* the stem halves the image until at most 64 tokens are left: 16 for 8x8, 49 for 28x28 and 224x224, 64 for 32x32. Token
-  count and width decide speed, and 64 tokens are few enough for a symmetric INT8 softmax;
+* the stem halves the image until at most 64 tokens are left (`max_tokens` sets another number): 16 for 8x8, 49 for 28x28 and
+  224x224, 64 for 32x32. Token count and width decide speed, and 64 tokens are few enough for a symmetric INT8 softmax;
 * each stem block is convolution, batch norm, ReLU; the batch norm folds into the convolution when the graph is exported;
 * queries, keys and values have a linear layer each, and attention is written out in four dimensions (batch, heads, tokens,
   head width), so that OpenVINO fuses it and TensorRT recognises it. There is no mask, hence no Where in the graph;
@@ -12,10 +12,16 @@ Convolution stem, learned positions, pre-LN blocks, mean pooling, linear head (c
 >>> config = StudentConfig(image_size=(8, 8), hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
 >>> config.token_grid
 (4, 4)
+
+A student is named by a preset or by its shape: width, layers, heads, MLP ratio, and at most so many tokens.
+
+>>> student_shape("d64-l3-h2-r2-t49").config((32, 32)).token_grid
+(4, 4)
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,9 +29,11 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from edgebert.errors import BadDataError
+from edgebert.errors import BadDataError, UsageError
+from edgebert.models.outputs import classified
 from edgebert.models.stem import stem_blocks, stem_channels
 from edgebert.preprocess import MAX_SIDE
 
@@ -49,6 +57,7 @@ class StudentConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its s
         mlp_ratio: width of the hidden layer of a block's MLP, in multiples of `hidden_size`.
         layer_norm_eps: added to the variance in each layer norm.
         initializer_range: standard deviation of weights at the start.
+        max_tokens: the stem halves the image until at most so many tokens are left, at least 1.
 
     Raises:
         BadDataError: a value is outside its range.
@@ -65,6 +74,7 @@ class StudentConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its s
         mlp_ratio: int = 4,
         layer_norm_eps: float = 1e-6,
         initializer_range: float = 0.02,
+        max_tokens: int = MAX_TOKENS,
         **kwargs: Any,  # what every Hugging Face config takes: id2label, label2id, dtype, ...
     ) -> None:
         self.image_size = checked_image_size(image_size)
@@ -74,11 +84,13 @@ class StudentConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its s
         self.mlp_ratio = mlp_ratio
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
+        self.max_tokens = max_tokens
         for name, value, least in (
             ("hidden_size", hidden_size, 8),
             ("num_hidden_layers", num_hidden_layers, 1),
             ("num_attention_heads", num_attention_heads, 2),
             ("mlp_ratio", mlp_ratio, 1),
+            ("max_tokens", max_tokens, 1),
         ):
             if type(value) is not int or value < least:
                 raise BadDataError(f"the student has {name} `{value}`", expected=f"a whole number, at least {least}")
@@ -91,9 +103,9 @@ class StudentConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # its s
 
     @property
     def halvings(self) -> int:
-        """How often the stem halves the image: at least once, until `MAX_TOKENS` or fewer tokens are left."""
+        """How often the stem halves the image: at least once, until `max_tokens` or fewer tokens are left."""
         halvings = 1
-        while _halved(self.image_size[0], halvings) * _halved(self.image_size[1], halvings) > MAX_TOKENS:
+        while _halved(self.image_size[0], halvings) * _halved(self.image_size[1], halvings) > self.max_tokens:
             halvings += 1
         return halvings
 
@@ -147,7 +159,7 @@ class _Mlp(nn.Module):
         return cast(torch.Tensor, self.contract(self.activation(self.expand(hidden))))
 
 
-class _Block(nn.Module):
+class _Block(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]  # its subclass hook has no types
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -171,6 +183,7 @@ class StudentForImageClassification(PreTrainedModel):  # type: ignore[no-untyped
     config_class = StudentConfig
     base_model_prefix = "student"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["_Block"]  # noqa: RUF012  # the type the base class declares
 
     def __init__(self, config: StudentConfig) -> None:
@@ -189,7 +202,7 @@ class StudentForImageClassification(PreTrainedModel):  # type: ignore[no-untyped
 
         Args:
             pixel_values: (batch, 3, height, width) float32, normalised, of the size in the config.
-            labels: (batch,) int64 class indices; when given, the cross-entropy is returned as `loss`.
+            labels: as `edgebert.models.outputs.classified` takes them; when given, the loss is returned as `loss`.
             return_dict: False returns a plain tuple.
 
         Returns:
@@ -200,9 +213,7 @@ class StudentForImageClassification(PreTrainedModel):  # type: ignore[no-untyped
         for block in self.blocks:
             hidden = block(hidden)
         logits = self.classifier(self.norm(hidden).mean(dim=1))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        output = ImageClassifierOutput(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
+        return classified(logits, labels, self.config, return_dict=return_dict)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -232,6 +243,7 @@ class StudentPreset:
         heads: attention heads.
         mlp_ratio: width of the MLP in multiples of `hidden_size`.
         summary: one line for people.
+        max_tokens: the stem leaves at most so many tokens.
     """
 
     hidden_size: int
@@ -239,6 +251,7 @@ class StudentPreset:
     heads: int
     mlp_ratio: int
     summary: str
+    max_tokens: int = MAX_TOKENS
 
     def config(self, image_size: tuple[int, int]) -> StudentConfig:
         """Return the config for images of (height, width) pixels."""
@@ -248,6 +261,7 @@ class StudentPreset:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            max_tokens=self.max_tokens,
         )
 
 
@@ -258,6 +272,69 @@ STUDENT_PRESETS: dict[str, StudentPreset] = {
     "tiny": StudentPreset(hidden_size=128, layers=6, heads=4, mlp_ratio=2, summary="32 px and above"),
     "small": StudentPreset(hidden_size=256, layers=6, heads=8, mlp_ratio=4, summary="photographs, 224 px"),
 }
+
+
+# What a shape's name may say. Widths in steps of 8 fill the registers of every device; a head of fewer than 8 numbers has no
+# room for a score; the other ends are far beyond what compression.md measures.
+_SHAPE = re.compile(r"d(\d+)-l(\d+)-h(\d+)-r(\d+)(?:-t(\d+))?")
+_MEANT_AS_SHAPE = re.compile(r"d\d+-l\d+.*", re.IGNORECASE)
+_WIDTHS, _WIDTH_STEP, _LEAST_HEAD_WIDTH = (16, 1024), 8, 8
+_LAYERS, _RATIOS, _TOKENS = (1, 24), (1, 8), (1, 256)
+
+
+def student_shape(name: str) -> StudentPreset | None:
+    """Return the student of this name: a preset, or a shape such as `d64-l3-h2-r2` or `d64-l3-h2-r2-t49`.
+
+    `d` is the width of a token, `l` the layers, `h` the heads, `r` the MLP's width in multiples of the token's, and `t` the
+    most tokens, 64 where it is not said.
+
+    Returns:
+        The student, or None where the name is neither a preset nor meant as a shape.
+
+    Raises:
+        UsageError: a shape that no student can have.
+    """
+    if name in STUDENT_PRESETS:
+        return STUDENT_PRESETS[name]
+    if not _MEANT_AS_SHAPE.fullmatch(name):
+        return None
+    match = _SHAPE.fullmatch(name)
+    if match is None:
+        raise UsageError(
+            f"`{name}` is no shape of a student",
+            expected="dWIDTH-lLAYERS-hHEADS-rRATIO, and -tTOKENS where wanted, such as `d64-l3-h2-r2` or `d64-l3-h2-r2-t49`",
+        )
+    width, layers, heads, ratio = (int(number) for number in match.groups()[:4])
+    tokens = MAX_TOKENS if match[5] is None else int(match[5])
+    for what, value, (least, most) in (
+        ("width (d)", width, _WIDTHS),
+        ("number of layers (l)", layers, _LAYERS),
+        ("MLP ratio (r)", ratio, _RATIOS),
+        ("number of tokens (t)", tokens, _TOKENS),
+    ):
+        if not least <= value <= most:
+            raise UsageError(f"the student `{name}` has the {what} {value}", expected=f"{least} to {most}")
+    if width % _WIDTH_STEP:
+        raise UsageError(f"the student `{name}` has the width (d) {width}", expected=f"a multiple of {_WIDTH_STEP}")
+    if heads < 2 or width % heads or width // heads < _LEAST_HEAD_WIDTH:
+        possible = [str(n) for n in range(2, width // _LEAST_HEAD_WIDTH + 1) if width % n == 0]
+        raise UsageError(
+            f"the student `{name}` has {heads} heads (h) for the width {width}",
+            expected=f"a divisor of the width that leaves each head at least {_LEAST_HEAD_WIDTH}: {', '.join(possible)}",
+        )
+    return StudentPreset(
+        hidden_size=width, layers=layers, heads=heads, mlp_ratio=ratio, summary="a shape by name", max_tokens=tokens
+    )
+
+
+def shape_name(config: StudentConfig) -> str:
+    """Return the shape's name: `student_shape(shape_name(config)).config(config.image_size)` has the same shape.
+
+    >>> shape_name(STUDENT_PRESETS["micro"].config((28, 28)))
+    'd64-l3-h2-r2'
+    """
+    name = f"d{config.hidden_size}-l{config.num_hidden_layers}-h{config.num_attention_heads}-r{config.mlp_ratio}"
+    return name if config.max_tokens == MAX_TOKENS else f"{name}-t{config.max_tokens}"
 
 
 def checked_image_size(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 with Classifier("widgets.edgebert") as classifier:
     prediction = classifier.predict("part.png")
     print(prediction.label, prediction.score)
+
+A multi-label bundle says any number of classes: `prediction.labels`, the surest first.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebert.bundle import Bundle, read_bundle
+from edgebert.decisions import spoken
 from edgebert.errors import BadDataError, InputNotFoundError, RefusedError, UnavailableError
 from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, engine_name
 from edgebert.preprocess import ImageSource
@@ -254,11 +257,11 @@ def _check_answer(bundle: Bundle, pipeline: Pipeline, canary: Canary, engine: st
     answer = pipeline.post(logits)[0]
     differences = np.abs(logits[0].astype(np.float64) - np.array(canary.logits[engine]))
     worst = int(np.argmax(differences))
-    if differences[worst] > canary.tolerance[engine] or answer.label != canary.label:
+    if differences[worst] > canary.tolerance[engine] or set(answer.labels) != set(canary.labels):
         raise RefusedError(
-            f"`{bundle.path}` is refused: {engine} answers canary `{canary.file}` with `{answer.label}`, and the logit of "
+            f"`{bundle.path}` is refused: {engine} answers canary `{canary.file}` with {spoken(answer.labels)}, and the logit of "
             f"`{bundle.manifest.card.class_names[worst]}` is {logits[0][worst]:.5g}; its input tensor is right",
-            expected=f"`{canary.label}`, and {canary.logits[engine][worst]:.5g} within {canary.tolerance[engine]:.2g}",
+            expected=f"{spoken(canary.labels)}, and {canary.logits[engine][worst]:.5g} within {canary.tolerance[engine]:.2g}",
             hint="compile the graph on this computer, or for another target",
         )
     return float(differences[worst]) / canary.tolerance[engine]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.card import ModelCard
+from edgebert.decisions import decisions, sigmoid, softmax
 from edgebert.errors import EdgebertError
 from edgebert.preprocess import ImageSource, load_image
 from edgebert.runtime.runner import Runner
@@ -19,16 +20,20 @@ class Prediction:
     """An answer.
 
     Attributes:
-        label: class name.
-        score: softmax probability of that class, in [0, 1]; not calibrated.
-        index: of the class in `Classifier.class_names`.
-        scores: softmax probabilities of all classes, in the order of `Classifier.class_names`.
+        label: name of the class with the highest probability.
+        score: its probability, in [0, 1]; not calibrated.
+        index: of that class in `Classifier.class_names`.
+        scores: probabilities of all classes, in the order of `Classifier.class_names`: the softmax, or, of a multi-label
+            model, the sigmoid of each logit.
+        labels: what is said of the image: that one class, or, of a multi-label model, every class whose probability reaches
+            its threshold, the surest first; none is an answer too.
     """
 
     label: str
     score: float
     index: int
     scores: tuple[float, ...]
+    labels: tuple[str, ...]
 
 
 class Pipeline:
@@ -64,21 +69,28 @@ class Pipeline:
                 expected="finite logits",
                 hint="edgebert verify BUNDLE",
             )
+        if self.card.task == "multi-label":
+            said = decisions(logits, self.card.thresholds)
+            return [self._several(row, yes) for row, yes in zip(sigmoid(logits), said, strict=True)]
         return [self._prediction(row) for row in softmax(logits)]
 
     def _prediction(self, scores: NDArray[np.float64]) -> Prediction:
         index = int(np.argmax(scores))
+        label = self.card.class_names[index]
         return Prediction(
-            label=self.card.class_names[index], score=float(scores[index]), index=index, scores=tuple(scores.tolist())
+            label=label, score=float(scores[index]), index=index, scores=tuple(scores.tolist()), labels=(label,)
         )
 
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the softmax over the last axis in float64: exp(x - max) / sum(exp(x - max)), which cannot overflow."""
-    shifted = logits.astype(np.float64)
-    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return probabilities
+    def _several(self, scores: NDArray[np.float64], said: NDArray[np.bool_]) -> Prediction:
+        names, order = self.card.class_names, np.argsort(-scores, kind="stable")
+        index = int(order[0])
+        return Prediction(
+            label=names[index],
+            score=float(scores[index]),
+            index=index,
+            scores=tuple(scores.tolist()),
+            labels=tuple(names[place] for place in order if said[place]),
+        )
 
 
 def tensor_sha256(tensor: NDArray[np.uint8]) -> str:

@@ -56,11 +56,13 @@ class TorchRunner(NativeModel):
         """Load the checkpoint in `source.folder`; see `Runner.open`."""
         check_device("torch", options.device)
         from edgebert.models.checkpoint import load_checkpoint
+        from edgebert.models.fusion import refuse_fusion
         from edgebert.models.pixels import PixelClassifier
 
         if source.folder is None:
             raise BadDataError("the eager PyTorch runner was given no checkpoint folder", expected="a checkpoint")
         checkpoint = load_checkpoint(source.folder)
+        refuse_fusion(checkpoint)
         preprocessing, classes = checkpoint.card.preprocessing, len(checkpoint.card.class_names)
         found = InputSpec(height=preprocessing.height, width=preprocessing.width, classes=classes)
         if found != source.spec:

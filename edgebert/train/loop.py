@@ -1,4 +1,4 @@
-"""The training loop: from a model and images to the best and the last weights, resumable after any interruption.
+"""The training loop: from a network and images to the best and the last weights, resumable after any interruption.
 
 Run alone or under `accelerate launch` / `torchrun`: `batch_size` counts the images of all processes together, so the
 same options mean the same training. Only the main process writes.
@@ -8,32 +8,48 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgebert._progress import Progress
+from edgebert.card import Task
 from edgebert.errors import EdgebertError, UnavailableError
+from edgebert.models.features import (
+    FrozenLower,
+    enable_gradient_checkpointing,
+    freeze_batch_norm,
+    freeze_lower,
+    layers_of,
+)
 from edgebert.models.pixels import PixelClassifier
-from edgebert.train.augment import augmentation, float_views, mixed
-from edgebert.train.batches import ImageBatches, shuffled_batches
-from edgebert.train.evaluation import Evaluation, evaluated
-from edgebert.train.objective import Objective
-from edgebert.train.optimizer import adamw, learning_rate_at
-from edgebert.train.options import LoopOptions, MixedPrecision
+from edgebert.train.batches import balancing_weights, shuffled_batches
+from edgebert.train.curve import EpochRecord, Tally
+from edgebert.train.evaluation import Evaluation
+from edgebert.train.feed import ViewBatch, ViewFeed
+from edgebert.train.objective import Learner
+from edgebert.train.optimizer import adamw, learning_rate_at, set_learning_rate
+from edgebert.train.options import Device, LoopOptions, MixedPrecision
 from edgebert.train.state import Position, RunFolder, SavedRun
+from edgebert.train.teacher import Answers, Teacher
 
 _log = logging.getLogger("edgebert")
+
+EpochHook = Callable[[int, float], None]
+"""Called by the main process after each epoch, counted from 1, with the validation score; what it raises ends the run."""
+
+# One process may decode, evaluate or write for long while the others wait for it.
+_PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,26 +57,32 @@ class Run:
     """Everything one run needs.
 
     Attributes:
-        classifier: what is trained; changed in place.
-        objective: from views and targets to the loss.
-        train: the images to learn from.
-        val: the images that choose the best epoch.
-        class_names: in the order of the logits.
-        view_size: (height, width) of the images in `train`.
+        learner: what is trained, with its loss; changed in place.
+        feed: the views to learn from.
+        teacher: who answers for them; None where the labels are enough.
+        banks: how many views of each image there are; epoch e shows view e modulo this. 0: a new one in each epoch.
+        task: of the data.
+        has_labels: whether the targets say anything.
+        evaluate: how good a classifier is on the images that choose the best epoch.
         options: with nothing left open.
         folder: where the state is kept.
         write: fills a folder with the checkpoint of a classifier and what it reached in an epoch, counted from 1.
+        on_epoch: see `EpochHook`.
+        what: shown while training.
     """
 
-    classifier: PixelClassifier
-    objective: Objective
-    train: ImageBatches
-    val: ImageBatches
-    class_names: tuple[str, ...]
-    view_size: tuple[int, int]
+    learner: Learner
+    feed: ViewFeed
+    teacher: Teacher | None
+    banks: int
+    task: Task
+    has_labels: bool
+    evaluate: Callable[[PixelClassifier], Evaluation]
     options: LoopOptions
     folder: RunFolder
     write: Callable[[Path, PixelClassifier, Evaluation, int], None]
+    on_epoch: EpochHook | None = None
+    what: str = "train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +92,17 @@ class Outcome:
     Attributes:
         best: the folder of the best checkpoint.
         best_epoch: counted from 1.
+        epochs: that were run; fewer than asked for where there was no better one for long.
         last: the classifier after the last epoch.
+        curve: one entry for each epoch.
         images_per_second: of training, as far as this process did it; 0 where it did none.
     """
 
     best: Path
     best_epoch: int
+    epochs: int
     last: PixelClassifier
+    curve: tuple[EpochRecord, ...]
     images_per_second: float
 
 
@@ -91,7 +117,7 @@ def run_epochs(run: Run, accelerator: Accelerator, saved: SavedRun | None = None
         saved: an interrupted run to go on with.
 
     Raises:
-        EdgebertError: the loss or the gradient is no finite number; the state of the last complete epoch stays.
+        EdgebertError: the loss or the gradient is no finite number; the last state that was saved stays.
     """
     cuda = [accelerator.device.index or 0] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -101,29 +127,31 @@ def run_epochs(run: Run, accelerator: Accelerator, saved: SavedRun | None = None
         try:
             return loop.run_all()
         except KeyboardInterrupt:
-            if loop.position is not None:
+            if loop.saved_at is not None:
                 _log.info(
-                    "interrupted: `train` and `distill` go on after epoch %d with --resume, a recipe by itself",
-                    loop.position.epochs,
+                    "interrupted: `train` and `distill` go on after %s with --resume, a recipe by itself", loop.saved_at
                 )
             raise
 
 
-def new_accelerator(mixed_precision: MixedPrecision) -> Accelerator:
-    """Return the Accelerator of one run: CUDA where there is a device, else the CPU.
+def new_accelerator(mixed_precision: MixedPrecision, device: Device = "auto") -> Accelerator:
+    """Return the Accelerator of one run.
 
     Raises:
-        UnavailableError: the device does not have this precision.
+        UnavailableError: there is no such device, or it does not have this precision.
     """
     AcceleratorState._reset_state()  # a process may train twice, a teacher and its student, in two precisions
-    cuda = torch.cuda.is_available()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("device `cuda`", expected="a CUDA device that torch sees", hint="--device cpu")
+    cuda = torch.cuda.is_available() and device != "cpu"
     if mixed_precision == "auto":
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
     elif mixed_precision == "fp16" and not cuda:
         raise UnavailableError("mixed precision `fp16` on a CPU", expected="a CUDA device, or `auto`, `no`, `bf16`")
     else:
         precision = mixed_precision
-    return Accelerator(mixed_precision=precision, cpu=not cuda)
+    waits = InitProcessGroupKwargs(timeout=_PATIENCE)
+    return Accelerator(mixed_precision=precision, cpu=not cuda, kwargs_handlers=[waits])
 
 
 def seed_of(*position: int | str) -> int:
@@ -137,90 +165,127 @@ def seed_of(*position: int | str) -> int:
 
 class _Loop:
     def __init__(self, run: Run, accelerator: Accelerator) -> None:
-        options = run.options
+        options, classifier = run.options, run.learner.classifier
         assert options.epochs is not None  # filled in by LoopOptions.derived
         assert options.learning_rate is not None
         self._run, self._accelerator = run, accelerator
         self._epochs, self._peak = options.epochs, options.learning_rate
         # What is evaluated and kept: the running average of the weights, or a copy of them.
-        self._kept = copy.deepcopy(run.classifier).to(accelerator.device).requires_grad_(False)
-        optimizer = adamw(run.classifier, weight_decay=options.weight_decay)
-        self._model, self._optimizer = accelerator.prepare(run.classifier, optimizer)
-        height, width = run.view_size
-        self._augment = augmentation(options, height=height, width=width).to(accelerator.device)
-        batches = -(-len(run.train) // options.batch_size)
-        self._steps_per_epoch = -(-batches // options.accumulate)
+        self._kept = copy.deepcopy(classifier).to(accelerator.device).requires_grad_(False)
+        self._frozen: FrozenLower = freeze_lower(classifier.model, options.freeze)
+        if options.gradient_checkpointing:
+            enable_gradient_checkpointing(classifier.model)
+        # Convolutions take images channel by channel of a pixel: that is how they come, and a fifth quicker on a CPU.
+        run.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack this form
+        optimizer = adamw(_shares(run.learner, options.layer_decay), weight_decay=options.weight_decay)
+        self._model, self._optimizer = accelerator.prepare(run.learner, optimizer)
+        self._weights = balancing_weights(run.feed.images) if options.sampling == "balanced" else None
+        self._batches = -(-len(run.feed.images) // options.batch_size)
+        self._steps_per_epoch = -(-self._batches // options.accumulate)
         self._images = self._seconds = 0.0
-        self.position: Position | None = None
+        self._tally = Tally()
+        self._curve: list[EpochRecord] = []
+        self._best_epoch = 0
+        self._best: tuple[float, float] | None = None
+        self._done = (0, 0)  # complete epochs, and batches of the one after them
+        self.saved_at: str | None = None
 
     def run_all(self) -> Outcome:
         """Run the epochs that are left; evaluate and save after each."""
-        done = self.position.epochs if self.position else 0
-        batches = -(-len(self._run.train) // self._run.options.batch_size)
-        stream = None if self._accelerator.is_main_process else io.StringIO()
-        with Progress("train", (self._epochs - done) * batches, stream) as progress:
+        done, begun = self._done
+        with Progress(self._run.what, (self._epochs - done) * self._batches - begun) as progress:
             for epoch in range(done, self._epochs):
+                if self._is_stale(epoch):
+                    _log.info("stopping after epoch %d: none was better than epoch %d", epoch, self._best_epoch)
+                    break
                 started = time.monotonic()
                 self._run_epoch(epoch, progress)
                 self._seconds += time.monotonic() - started
                 self._finish_epoch(epoch)
-        assert self.position is not None
         return Outcome(
-            best=self._run.folder.best(self.position.best_epoch),
-            best_epoch=self.position.best_epoch,
+            best=self._run.folder.best(self._best_epoch),
+            best_epoch=self._best_epoch,
+            epochs=self._done[0],
             last=self._kept,
+            curve=tuple(self._curve),
             images_per_second=self._images / self._seconds if self._seconds else 0.0,
         )
 
     def restore(self, saved: SavedRun) -> None:
         """Go to where an interrupted run was."""
-        self._bare().load_state_dict(_with_prefix(saved.tensors, "model."))
+        self._bare().load_state_dict(_with_prefix(saved.tensors, "learner."))
         self._kept.load_state_dict(_with_prefix(saved.tensors, "kept."))
         state = self._optimizer.state_dict()
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _with_prefix(saved.tensors, "optimizer.").items():
             index, _, moment = name.partition(".")
-            moments.setdefault(int(index), {})[moment] = tensor
+            parameter = parameters[int(index)]
+            # In the parameter's own order in memory: the fused step goes through both side by side.
+            laid = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+            moments.setdefault(int(index), {})[moment] = laid.detach()
         self._optimizer.load_state_dict({**state, "state": moments})
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(dict(saved.position.scaler))
-        self.position = saved.position
+        position = saved.position
+        self._best_epoch, self._best, self._curve = position.best_epoch, position.best, list(position.curve)
+        self._done, self._tally = (position.epochs, position.batches), position.tally
+        self.saved_at = _told(self._done)
+
+    def _is_stale(self, epoch: int) -> bool:
+        patience = self._run.options.patience
+        return patience > 0 and epoch - self._best_epoch >= patience
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         run, options = self._run, self._run.options
-        share = (self._accelerator.process_index, self._accelerator.num_processes)
+        rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         batches = shuffled_batches(
-            len(run.train), options.batch_size, seed=seed_of(options.seed, "order", epoch), share=share
+            len(run.feed.images),
+            options.batch_size,
+            seed=seed_of(options.seed, "order", epoch),
+            share=(rank, processes),
+            weights=self._weights,
         )
-        self._model.train()
+        begun = self._done[1]
+        self._train_mode()
         self._optimizer.zero_grad()
-        right = seen = 0
-        total_loss = 0.0
-        started = time.monotonic()
-        for index, (pixels, labels) in enumerate(run.train.read(batches)):
-            torch.manual_seed(seed_of(options.seed, "step", epoch, index, share[0]))
+        seen, started = 0, time.monotonic()
+        bank = epoch % run.banks if run.banks else epoch
+        for index, batch in enumerate(run.feed.read(batches[begun:], bank), start=begun):
+            torch.manual_seed(seed_of(options.seed, "step", epoch, index, rank))
             first = index - index % options.accumulate  # of the batches that make one step together
-            summed = min(options.accumulate, len(batches) - first)
+            summed = min(options.accumulate, self._batches - first)
             steps = index == first + summed - 1
-            rate = self._set_learning_rate(epoch * self._steps_per_epoch + index // options.accumulate)
+            step = epoch * self._steps_per_epoch + index // options.accumulate
+            rate = self._set_learning_rate(step)
             where = f"step {index + 1} of epoch {epoch + 1} (learning rate {rate:.3g})"
-            loss, correct = self._learn(pixels, labels, scale=1.0 / summed, steps=steps, where=where)
-            seen, right, total_loss = seen + len(labels), right + correct, total_loss + loss * len(labels)
-            speed = seen / max(time.monotonic() - started, 1e-9) * share[1]
-            progress.advance(
-                note=f"epoch {epoch + 1}/{self._epochs}, {self._note(total_loss / seen, right / seen, speed)}"
-            )
-        self._images += seen * share[1]
+            # The processes' gradients are averaged, each with equal weight: a share of one image more counts for more.
+            size = _global_batch_size(len(run.feed.images), self._batches, index)
+            scale = len(batch.positions) * processes / size / summed
+            loss, right = self._learn(batch, step, scale=scale, steps=steps, where=where)
+            self._tally = self._tally.plus(loss, right, len(batch.positions))
+            seen += len(batch.positions)
+            speed = seen * processes / max(time.monotonic() - started, 1e-9)
+            progress.advance(note=f"epoch {epoch + 1}/{self._epochs}, {self._note(speed)}")
+            self._done = (epoch, index + 1)
+            if steps and options.save_every and (index + 1) % options.save_every == 0 and index + 1 < self._batches:
+                self._save()
+        self._images += seen * processes
+        self._done = (epoch + 1, 0)
 
-    def _learn(self, pixels: Tensor, labels: Tensor, *, scale: float, steps: bool, where: str) -> tuple[float, int]:
-        """Do one batch: forward, backward, and with `steps` the optimizer's step. Returns loss and right decisions."""
+    def _train_mode(self) -> None:
+        self._model.train()
+        self._frozen.to_evaluation()
+        if self._run.options.freeze_batch_norm:
+            freeze_batch_norm(self._bare())
+
+    def _learn(self, batch: ViewBatch, step: int, *, scale: float, steps: bool, where: str) -> tuple[float, float]:
+        """Do one batch: forward, backward, and with `steps` the optimizer's step. Returns the loss and the share of right decisions."""
         accelerator, run = self._accelerator, self._run
-        with torch.no_grad():
-            views = self._augment(float_views(pixels.to(accelerator.device))).clamp(0.0, 1.0)
-            targets = functional.one_hot(labels.to(accelerator.device), len(run.class_names)).float()
-            views, targets = mixed(views, targets, strength=run.options.mixup)
+        answers = None if run.teacher is None else run.teacher(batch)
+        progress = step / (self._epochs * self._steps_per_epoch)
         with accelerator.autocast():
-            loss, logits = run.objective(self._model, views, targets)
+            loss, logits = self._model(batch, answers, progress)
         value = float(loss.detach())
         self._check_finite("loss", value, where)
         if not steps:
@@ -229,7 +294,8 @@ class _Loop:
         else:
             accelerator.backward(loss * scale)
             self._step(where)
-        return value, int((logits.argmax(dim=1) == targets.argmax(dim=1)).sum())
+        wanted = _wanted(batch, answers, run)
+        return value, 0.0 if wanted is None else _share_right(logits.detach(), wanted, run.task)
 
     def _step(self, where: str) -> None:
         limit = self._run.options.clip_norm or math.inf
@@ -244,63 +310,94 @@ class _Loop:
     @torch.no_grad()
     def _average(self) -> None:
         """Move the kept weights towards the trained ones; buffers are copied."""
-        share = 1.0 - self._run.options.ema
-        for average, weight in zip(self._kept.parameters(), self._bare().parameters(), strict=True):
+        share, trained = 1.0 - self._run.options.ema, self._bare().classifier
+        for average, weight in zip(self._kept.parameters(), trained.parameters(), strict=True):
             average.lerp_(weight, share)
-        for buffer, source in zip(self._kept.buffers(), self._bare().buffers(), strict=True):
+        for buffer, source in zip(self._kept.buffers(), trained.buffers(), strict=True):
             buffer.copy_(source)
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate, keep the checkpoint where it is the best, and save the state."""
-        run = self._run
+        run, main = self._run, self._accelerator.is_main_process
         if not run.options.ema:
-            self._kept.load_state_dict(self._bare().state_dict())
-        evaluation = evaluated(self._kept, run.val, run.class_names)
+            self._kept.load_state_dict(self._bare().classifier.state_dict())
+        evaluation = self._evaluation()
         self._check_finite("validation loss", evaluation.loss, f"the end of epoch {epoch + 1}")
-        before = self.position
-        improved = before is None or evaluation.better_than(before.best)
-        scaler = self._accelerator.scaler
-        self.position = Position(
-            epochs=epoch + 1,
-            best_epoch=epoch + 1 if improved or before is None else before.best_epoch,
-            best=(evaluation.top1, evaluation.loss) if improved or before is None else before.best,
-            scaler=scaler.state_dict() if scaler is not None else {},
+        tally = self._tally.over(self._accelerator)
+        self._tally = Tally()
+        self._curve.append(
+            EpochRecord(
+                loss=tally.loss / tally.images,
+                right=tally.right / tally.images,
+                val_score=evaluation.score,
+                val_loss=evaluation.loss,
+            )
         )
-        if self._accelerator.is_main_process:
-            if improved:
+        if evaluation.better_than(self._best):
+            self._best_epoch, self._best = epoch + 1, (evaluation.score, evaluation.loss)
+            if main:
                 run.folder.save_best(epoch + 1, lambda folder: run.write(folder, self._kept, evaluation, epoch + 1))
-            run.folder.save(self.position, self._tensors())
+        self._save()
+        if run.on_epoch is not None and main:
+            run.on_epoch(epoch + 1, evaluation.score)
+
+    def _evaluation(self) -> Evaluation:
+        """Evaluate in the main process; the others are told, so that all decide alike."""
+        told = [self._run.evaluate(self._kept) if self._accelerator.is_main_process else None]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(told)
+        assert told[0] is not None
+        return told[0]
+
+    def _save(self) -> None:
+        if self._accelerator.is_main_process:
+            scaler = self._accelerator.scaler
+            position = Position(
+                epochs=self._done[0],
+                batches=self._done[1],
+                best_epoch=self._best_epoch,
+                best=self._best,
+                scaler=scaler.state_dict() if scaler is not None else {},
+                tally=self._tally,
+                curve=tuple(self._curve),
+            )
+            self._run.folder.save(position, self._tensors())
+            self.saved_at = _told(self._done)
         self._accelerator.wait_for_everyone()
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": tensor for name, tensor in self._bare().state_dict().items()}
+        tensors = {f"learner.{name}": tensor for name, tensor in self._bare().state_dict().items()}
         tensors.update({f"kept.{name}": tensor for name, tensor in self._kept.state_dict().items()})
         for index, moments in self._optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()})
         return tensors
 
-    def _bare(self) -> nn.Module:
-        bare: nn.Module = self._accelerator.unwrap_model(self._model)
+    def _bare(self) -> Learner:
+        bare = self._accelerator.unwrap_model(self._model)
+        assert isinstance(bare, Learner)
         return bare
 
     def _set_learning_rate(self, step: int) -> float:
         steps = self._epochs * self._steps_per_epoch
         warmup_steps = round(self._run.options.warmup * steps)
         rate = learning_rate_at(step, steps=steps, warmup_steps=warmup_steps, peak=self._peak)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self._optimizer, rate)
         return rate
 
-    def _note(self, loss: float, accuracy: float, speed: float) -> str:
-        note = f"loss {loss:.3f}, accuracy {accuracy:.1%}, {speed:,.0f} images/s"
-        return f"{note}, best val top-1 {self.position.best[0]:.1%}" if self.position else note
+    def _note(self, speed: float) -> str:
+        tally, note = self._tally, ""
+        if self._run.has_labels or self._run.teacher is not None:
+            what = "accuracy" if self._run.has_labels else "agreement"
+            note = f", {what} {tally.right / tally.images:.1%}"
+        best = f", best val {self._best[0]:.1%}" if self._best else ""
+        return f"loss {tally.loss / tally.images:.3f}{note}, {speed:,.0f} images/s{best}"
 
     def _check_finite(self, what: str, value: float, where: str) -> None:
         if math.isfinite(value):
             return
         kept = (
-            f"the best checkpoint so far is `{self._run.folder.best(self.position.best_epoch)}`"
-            if self.position
+            f"the best checkpoint so far is `{self._run.folder.best(self._best_epoch)}`"
+            if self._best
             else "no epoch was complete"
         )
         raise EdgebertError(
@@ -308,6 +405,41 @@ class _Loop:
             expected="a finite number",
             hint=f"a lower learning rate, such as --learning-rate {self._peak / 3:.1g}",
         )
+
+
+def _shares(learner: Learner, layer_decay: float) -> list[tuple[str, nn.Parameter, float]]:
+    """Return name, parameter and share of the learning rate: that of a block is `layer_decay` times the next one's."""
+    named = list(learner.named_parameters())
+    if layer_decay == 1.0:
+        return [(name, parameter, 1.0) for name, parameter in named]
+    layers = {f"classifier.model.{name}": layer for name, layer in layers_of(learner.classifier.model).items()}
+    top = max(layers.values())
+    return [(name, parameter, layer_decay ** (top - layers.get(name, top))) for name, parameter in named]
+
+
+def _wanted(batch: ViewBatch, answers: Answers | None, run: Run) -> Tensor | None:
+    """Return what the progress compares with: the targets, else the teacher's probabilities, else nothing."""
+    if run.has_labels:
+        return batch.targets
+    if answers is None:
+        return None
+    return answers.logits.sigmoid() if run.task == "multi-label" else answers.logits
+
+
+def _share_right(logits: Tensor, wanted: Tensor, task: Task) -> float:
+    if task == "multi-label":
+        return float(((logits > 0.0) == (wanted > 0.5)).float().mean())
+    return float((logits.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
+
+
+def _global_batch_size(images: int, batches: int, index: int) -> int:
+    """Return the images of batch `index` over all processes, as `numpy.array_split` cuts them."""
+    return images // batches + (1 if index < images % batches else 0)
+
+
+def _told(done: tuple[int, int]) -> str:
+    epochs, batches = done
+    return f"epoch {epochs}" + (f" and {batches} batches" if batches else "")
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

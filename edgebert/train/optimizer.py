@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import AdamW
@@ -18,23 +19,35 @@ _FINAL_SHARE = 0.01
 _ROLE_NAMES = ("position", "class_token", "cls_token", "distillation_token", "mask_token", "token_type")
 
 
-def adamw(model: nn.Module, *, weight_decay: float) -> AdamW:
+def adamw(parameters: Iterable[tuple[str, nn.Parameter, float]], *, weight_decay: float) -> AdamW:
     """Return AdamW (0.9, 0.999) in which biases, norms, positions and tokens have no weight decay.
 
     The learning rate is 0 until the loop sets it. The fused form does one pass over the weights, on CPU and CUDA.
+
+    Args:
+        parameters: name, parameter and its share of the learning rate; those without a gradient are left out.
+        weight_decay: of the matrices.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter, share in parameters:
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(role in name for role in _ROLE_NAMES)
-            (free if plain else decayed).append(parameter)
-    groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, weight_decay), (free, 0.0))
-        if parameters
-    ]
-    return AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
+            groups.setdefault((share, 0.0 if plain else weight_decay), []).append(parameter)
+    return AdamW(
+        [
+            {"params": members, "weight_decay": decay, "lr_share": share}
+            for (share, decay), members in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        ],
+        lr=0.0,
+        betas=(0.9, 0.999),
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: AdamW, rate: float) -> None:
+    """Give each group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_share"]
 
 
 def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:

@@ -1,5 +1,7 @@
 """The options of `train` and `distill`, checked where they are made.
 
+docs/options.md says for each what it is for, its default and where that comes from; a test holds the page against this file.
+
 >>> TrainOptions(model="nano", epochs=3).batch_size
 64
 """
@@ -19,12 +21,36 @@ from edgebert.preprocess import MAX_SIDE, Resize
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Augmentation = Literal["crop", "flip", "randaugment", "rotate", "shift", "vertical-flip"]
+    from edgebert.train.views import ViewSpec
+
+Augmentation = Literal["crop", "erase", "flip", "jitter", "mask", "randaugment", "rotate", "shift", "vertical-flip"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+Sampling = Literal["natural", "balanced"]
+ClassWeights = Literal["none", "inverse", "effective"]
+Init = Literal["auto", "teacher", "anew"]
+Pretrain = Literal["none", "mim"]
 
 # These change how a run is carried out and not what comes out of it, so no artefact stores them and a resumed run may
 # change them. `model`, `student` and `revision` may be paths or names; the artefact stores what they held, by SHA-256.
-_NOT_STORED = frozenset({"class_map", "force", "model", "resume", "revision", "student", "text_weights", "workers"})
+_NOT_STORED = frozenset(
+    {
+        "cache",
+        "class_map",
+        "force",
+        "gradient_checkpointing",
+        "model",
+        "pretrain_data",
+        "resume",
+        "revision",
+        "save_every",
+        "student",
+        "teachers",
+        "text_model",
+        "text_weights",
+        "workers",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +69,32 @@ class LoopOptions:
         warmup: share of all steps in which the learning rate rises from 0.
         clip_norm: the gradient's norm is cut to this; 0 leaves it alone.
         mixed_precision: `auto` is bf16 where a CUDA device has it, else full precision.
-        augment: what is done to training images, each draw anew: `shift` and `rotate` (default; no class changes its
-            meaning by them), `crop` (of random size and place), `flip` (left and right), `vertical-flip`, `randaugment`
-            (two of its operations at strength 9). Empty for none.
+        device: `auto` is CUDA where there is a device, else the CPU.
+        augment: what is done to training images, each view anew (`edgebert.train.views`): `shift` and `rotate` (default;
+            no class changes its meaning by them), `crop` (of random size and place), `flip` (left and right),
+            `vertical-flip`, `jitter` (brightness, contrast, saturation, hue), `randaugment` (two of its operations at
+            strength 9), `erase` (a rectangle), `mask` (patches). Empty for none.
         shift: for `shift`, the largest, as a share of the image's side.
         rotation: for `rotate`, the largest, in degrees.
         crop_scale: for `crop`, the smallest, as a share of the image's area.
+        jitter: for `jitter`, the largest change, as a share.
+        erase: for `erase`, the probability that an image loses a rectangle.
+        mask: for `mask`, the share of patches that are hidden.
         mixup: images are blended in pairs with shares drawn from Beta(mixup, mixup); 0 for never, 1 for even shares.
+        cutmix: a rectangle of one image is laid over another, its area drawn from Beta(cutmix, cutmix); 0 for never. With
+            `mixup` as well, each image gets one of the two.
+        sampling: `natural` shows every image once an epoch; `balanced` draws as many from each class, some twice.
+        class_weights: weight of each class in the label loss: `none`, `inverse` to its images, or `effective` number.
+        smoothing: of the labels, spread evenly over all classes.
         ema: decay of the running average of the weights, per step; the average is what is evaluated and kept. 0 for none.
+        freeze: lower blocks, and the embedding below them, that keep the weights they start from.
+        freeze_batch_norm: batch norms keep the statistics they start from.
+        layer_decay: each block's learning rate is this times that of the block above it; 1 for the same everywhere.
+        gradient_checkpointing: recompute each block in the backward pass: less memory, a third more time.
+        patience: epochs without a better one after which the run stops; 0 to run all.
+        save_every: batches after which the state is saved, besides after every epoch; 0 for no more than that.
         seed: every random draw follows from it.
+        view_seed: seed of the views alone, so that runs of different seeds can share a cache. None: `seed`.
         examples: images that travel with the checkpoint, for parity checks and canaries; 0 for none.
         workers: threads that decode images; 0 for one by physical core.
         class_map: class name in the data -> class name of the model.
@@ -71,13 +114,28 @@ class LoopOptions:
     warmup: float = 0.05
     clip_norm: float = 1.0
     mixed_precision: MixedPrecision = "auto"
+    device: Device = "auto"
     augment: tuple[Augmentation, ...] = ("shift", "rotate")
     shift: float = 0.125
     rotation: float = 10.0
     crop_scale: float = 0.6
+    jitter: float = 0.3
+    erase: float = 0.25
+    mask: float = 0.3
     mixup: float = 0.0
+    cutmix: float = 0.0
+    sampling: Sampling = "natural"
+    class_weights: ClassWeights = "none"
+    smoothing: float = 0.0
     ema: float = 0.0
+    freeze: int = 0
+    freeze_batch_norm: bool = False
+    layer_decay: float = 1.0
+    gradient_checkpointing: bool = False
+    patience: int = 0
+    save_every: int = 0
     seed: int = 0
+    view_seed: int | None = None
     examples: int = 4
     workers: int = 0
     class_map: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +155,7 @@ class LoopOptions:
         check_range("warmup", self.warmup, 0.0, 0.9)
         check_range("clip_norm", self.clip_norm, 0.0, 1e6)
         check_choice("mixed_precision", self.mixed_precision, get_args(MixedPrecision))
+        check_choice("device", self.device, get_args(Device))
         for name in self.augment:
             check_choice("augment", name, get_args(Augmentation))
         if len(set(self.augment)) < len(self.augment):
@@ -104,12 +163,42 @@ class LoopOptions:
         check_range("shift", self.shift, 0.0, 0.5)
         check_range("rotation", self.rotation, 0.0, 180.0)
         check_range("crop_scale", self.crop_scale, 0.01, 1.0)
+        check_range("jitter", self.jitter, 0.0, 1.0)
+        check_range("erase", self.erase, 0.0, 1.0)
+        check_range("mask", self.mask, 0.0, 0.95)
         check_range("mixup", self.mixup, 0.0, 10.0)
+        check_range("cutmix", self.cutmix, 0.0, 10.0)
+        check_choice("sampling", self.sampling, get_args(Sampling))
+        check_choice("class_weights", self.class_weights, get_args(ClassWeights))
+        check_range("smoothing", self.smoothing, 0.0, 0.9)
+        check_range("freeze", self.freeze, 0, 1024)
+        check_range("layer_decay", self.layer_decay, 0.01, 1.0)
+        check_range("patience", self.patience, 0, 1_000_000)
+        check_range("save_every", self.save_every, 0, 10**9)
+        check_range("view_seed", self.view_seed, 0, 2**63 - 1)
         check_range("ema", self.ema, 0.0, 0.99999)
         check_range("seed", self.seed, 0, 2**63 - 1)
         check_example_count(self.examples)
         check_range("workers", self.workers, 0, 1024)
         check_range("max_skipped", self.max_skipped, 0.0, 0.99)
+
+    def view_spec(self, *, height: int, width: int) -> ViewSpec:
+        """Return how training images of this size become views."""
+        from edgebert.train.views import ViewSpec  # here, so that a recipe is read without torch
+
+        return ViewSpec(
+            height=height,
+            width=width,
+            augment=self.augment,
+            shift=self.shift,
+            rotation=self.rotation,
+            crop_scale=self.crop_scale,
+            jitter=self.jitter,
+            erase=self.erase,
+            mask=self.mask,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+        )
 
     def derived(self, *, image_size: int, resize: Resize, epochs: int, learning_rate: float) -> Self:
         """Return these options with what the user left open filled in."""
@@ -136,38 +225,110 @@ class TrainOptions(LoopOptions):
     """How to train a checkpoint from labels.
 
     Attributes:
-        model: a preset, a checkpoint folder, or a model id of the Hugging Face hub.
+        model: a preset, a shape such as `d64-l3-h2-r2`, a checkpoint folder, or a model id of the Hugging Face hub.
         text_weights: for a BERT preset: a text BERT (folder or hub id) whose encoder it starts from.
+        text_model: make a fusion teacher, which reads the `text` of each image as well: a text BERT with its tokenizer
+            (folder or hub id), or `scratch` for a small one.
+        pretrain: `mim` trains the network on hidden patches first, without labels.
+        pretrain_epochs: of that.
+        pretrain_data: its images, labelled or not. None: the training split.
     """
 
     model: str
     text_weights: str | None = None
+    text_model: str | None = None
+    pretrain: Pretrain = "none"
+    pretrain_epochs: int = 50
+    pretrain_data: str | None = None
 
     def __post_init__(self) -> None:
         LoopOptions.__post_init__(self)  # super() without arguments fails in a dataclass with slots
         check_named("model", self.model)
+        check_choice("pretrain", self.pretrain, get_args(Pretrain))
+        check_range("pretrain_epochs", self.pretrain_epochs, 1, 1_000_000)
+        if self.pretrain_data is not None and self.pretrain == "none":
+            raise UsageError("pretrain_data without pretrain", expected="both, or neither", hint="--pretrain mim")
+        if self.text_model is not None and self.pretrain != "none":
+            raise UsageError(
+                "pretrain with text_model", expected="one of the two: a fusion teacher starts from its parts"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillOptions(LoopOptions):
-    """How to train a student from a teacher.
+    """How to train a student from one teacher, or from several.
 
     Attributes:
-        student: a preset or a checkpoint folder.
+        student: a preset, a shape such as `d64-l3-h2-r2`, or a checkpoint folder.
+        teachers: further teachers, checkpoint folders or hub ids, whose probabilities are averaged with the first one's.
+        unlabelled: DATA is images at any depth, whatever their folders are called; the teacher is the judge.
+        init: `teacher` starts the student from the teacher's own weights, cut to its size; `anew` does not; `auto` does
+            where the blocks are of one type.
         temperature: T; both distributions are softened by it.
-        alpha: weight of the teacher's answers, in [0, 1]; the labels get the rest.
+        kl_weight: of T^2 * KL between teacher and student, on the same views.
+        label_weight: of the label loss. None: 0.1, and 0 with `unlabelled`.
+        hard_weight: of the label loss against the teacher's decision.
+        early_weight: of the cosine distance between the tokens of the first `early_layers` blocks, lifted to the teacher's width.
+        early_layers: how many blocks that are.
+        pooled_weight: of the cosine distance between the pooled tokens of the last blocks, lifted likewise.
+        relation_weight: of the distance between the batch's similarities, teacher's and student's.
+        feature_until: share of the run after which the terms on features (early, pooled, relation) end.
+        cache: folder for the teacher's answers, kept and used again by later runs. None: none is kept.
+        cache_views: views of each image that are answered once and then read; they come again when there are more epochs.
+            0: the teacher answers in every step, and with `cache`, 16 or the epochs where these are fewer.
     """
 
     student: str
+    teachers: tuple[str, ...] = ()
+    unlabelled: bool = False
+    init: Init = "auto"
     # reference: short schedules want a high temperature (compression.md, section 12: 4 up to 100 epochs), labels little.
     temperature: float = 4.0
-    alpha: float = 0.9
+    kl_weight: float = 0.9
+    label_weight: float | None = None
+    hard_weight: float = 0.0
+    early_weight: float = 0.0
+    early_layers: int = 2
+    pooled_weight: float = 0.0
+    relation_weight: float = 0.0
+    feature_until: float = 0.7
+    cache: str | None = None
+    cache_views: int = 0
 
     def __post_init__(self) -> None:
         LoopOptions.__post_init__(self)  # super() without arguments fails in a dataclass with slots
         check_named("student", self.student)
+        check_choice("init", self.init, get_args(Init))
         check_range("temperature", self.temperature, 0.05, 1000.0)
-        check_range("alpha", self.alpha, 0.0, 1.0)
+        for name in ("kl", "label", "hard", "early", "pooled", "relation"):
+            check_range(f"{name}_weight", getattr(self, f"{name}_weight"), 0.0, 1000.0)
+        check_range("early_layers", self.early_layers, 1, 1024)
+        check_range("feature_until", self.feature_until, 0.0, 1.0)
+        check_range("cache_views", self.cache_views, 0, 65_536)
+        if self.unlabelled and self.label_weight:
+            raise UsageError(f"label_weight `{self.label_weight}` without labels", expected="0, or data with labels")
+        if not (self.kl_weight or self.labels_weigh or self.hard_weight or self.uses_features):
+            raise UsageError("every weight is 0", expected="at least one term of the loss", hint="--kl-weight 0.9")
+        if self.uses_cache and self.uses_features:
+            raise UsageError(
+                "a cache with terms on features: it holds logits only",
+                expected="early_weight, pooled_weight and relation_weight 0, or no cache",
+            )
+
+    @property
+    def labels_weigh(self) -> float:
+        """Weight of the label loss, the default filled in."""
+        return (0.0 if self.unlabelled else 0.1) if self.label_weight is None else self.label_weight
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether a term looks inside the teacher."""
+        return bool(self.early_weight or self.pooled_weight or self.relation_weight)
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether the teacher's answers are kept in files."""
+        return bool(self.cache_views or self.cache)
 
 
 def check_range(name: str, value: float | None, lowest: float, highest: float) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert.metrics import ClassRow
+from edgebert.train.curve import EpochRecord
+
+_SCORES = {"top1": "top-1", "map": "mean average precision"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,10 +18,13 @@ class TrainingReport:
     Attributes:
         path: the best checkpoint.
         last: the checkpoint after the last epoch, below `path`.
-        top1: share of right decisions, in [0, 1].
+        score_name: `top1`, or `map` (mean average precision) where an image may have several labels.
+        score: of that name, in [0, 1].
         macro_f1: mean of the classes' F1 scores, in [0, 1].
+        against: what was compared with: the `labels`, or the decisions of the `teacher` where there are none.
         per_class: the table by class.
-        epochs: of the whole run.
+        curve: one entry for each epoch.
+        epochs: that were run.
         best_epoch: the one that was kept, counted from 1.
         parameters: number of weights.
         seconds: of this call.
@@ -27,9 +33,12 @@ class TrainingReport:
 
     path: Path
     last: Path
-    top1: float
+    score_name: str
+    score: float
     macro_f1: float
+    against: str
     per_class: tuple[ClassRow, ...]
+    curve: tuple[EpochRecord, ...]
     epochs: int
     best_epoch: int
     parameters: int
@@ -40,16 +49,16 @@ class TrainingReport:
         """Return the report for a terminal.
 
         >>> row = ClassRow(name="cat", precision=1.0, recall=0.5, f1=2 / 3, support=2)
-        >>> report = TrainingReport(path=Path("t"), last=Path("t/last"), top1=0.5, macro_f1=2 / 3, per_class=(row,),
-        ...     epochs=3, best_epoch=2, parameters=1200, seconds=4.2, images_per_second=99.0)
+        >>> report = TrainingReport(path=Path("t"), XX, best_epoch=2, parameters=1200, seconds=4.2, images_per_second=99.0)
         >>> print(report.to_text())
         t: val top-1 50.00 %, macro-F1 66.67 % (epoch 2 of 3), 1,200 parameters, 4 s
         class  precision  recall      F1  images
         cat     100.00 %  50.00 %  66.67 %       2
         """
+        against = "" if self.against == "labels" else f" against the {self.against}"
         width = max(5, *(len(row.name) for row in self.per_class))
         head = (
-            f"{self.path}: val top-1 {_percent(self.top1)}, macro-F1 {_percent(self.macro_f1)} "
+            f"{self.path}: val {_SCORES[self.score_name]} {_percent(self.score)}{against}, macro-F1 {_percent(self.macro_f1)} "
             f"(epoch {self.best_epoch} of {self.epochs}), {self.parameters:,} parameters, {self.seconds:.0f} s"
         )
         lines = [head, f"{'class':<{width}}  precision  recall      F1  images"]

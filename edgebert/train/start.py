@@ -6,7 +6,6 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -14,14 +13,13 @@ from transformers import PreTrainedModel
 from edgebert._files import sha256_of_folder
 from edgebert._progress import tracked
 from edgebert.card import ImageSet, Provenance
-from edgebert.errors import InputNotFoundError, UsageError
-from edgebert.models.checkpoint import PRESETS, Checkpoint, load_checkpoint, new_model, with_classes
+from edgebert.data import Dataset, Example
+from edgebert.errors import BadDataError, InputNotFoundError, UsageError
+from edgebert.models.checkpoint import PRESETS, Checkpoint, is_preset, load_checkpoint, new_model, with_classes
+from edgebert.models.fusion import new_fusion
 from edgebert.models.source import find_weights
 from edgebert.preprocess import Preprocessing, Resize, load_image
 from edgebert.train.options import LoopOptions
-
-if TYPE_CHECKING:
-    from edgebert.data import Example
 
 _log = logging.getLogger("edgebert")
 
@@ -49,6 +47,7 @@ class Start:
         made_from: role -> SHA-256 of the weights it starts from; empty for random ones.
         source: provenance of the checkpoint it starts from.
         seen: images that checkpoint has seen.
+        untrained: whether all weights are random.
     """
 
     model: PreTrainedModel
@@ -59,40 +58,59 @@ class Start:
     made_from: Mapping[str, str]
     source: Provenance | None
     seen: ImageSet
+    untrained: bool
 
 
 def start_from(
     name: str,
     options: LoopOptions,
-    class_names: tuple[str, ...],
-    train: Sequence[Example],
+    dataset: Dataset,
     *,
     teacher: Checkpoint | None = None,
     text_weights: str | None = None,
+    text_model: str | None = None,
     revision: str | None = None,
 ) -> Start:
     """Make the model that a run trains.
 
     Args:
-        name: a preset, a checkpoint folder or a hub id.
+        name: a preset, a shape, a checkpoint folder or a hub id.
         options: of the run.
-        class_names: in the order of the logits.
-        train: the training split; a preset's default size, mean and deviation are measured on it.
+        dataset: its class names, in the order of the logits; a preset's default size, mean and deviation are measured on
+            its training split.
         teacher: a preset takes over its preprocessing, but for what the options say.
         text_weights: for a BERT preset, a text BERT to start from.
+        text_model: make a fusion model of this text BERT, or of a small one where this is `scratch`.
         revision: of a model of the hub.
 
     Raises:
         UsageError: an option that this start cannot have.
         EdgebertError: as `load_checkpoint` and `new_model`.
     """
-    if name not in PRESETS:
+    start = _image_start(name, options, dataset, teacher=teacher, text_weights=text_weights, revision=revision)
+    return start if text_model is None else _fused(start, text_model, options, dataset)
+
+
+def _image_start(
+    name: str,
+    options: LoopOptions,
+    dataset: Dataset,
+    *,
+    teacher: Checkpoint | None,
+    text_weights: str | None,
+    revision: str | None,
+) -> Start:
+    class_names = dataset.class_names
+    if not is_preset(name):
         if text_weights is not None:
             raise UsageError(f"text weights for `{name}`", expected="a BERT preset", hint="--model bert-base")
         return _pretrained_start(_loaded(name, revision), options, class_names)
     if revision is not None:
         raise UsageError(f"revision `{revision}` for the preset `{name}`", expected="a model of the hub")
-    rule = _measured_rule(options, train) if teacher is None else _teachers_rule(options, teacher.card.preprocessing)
+    if teacher is None:
+        rule = _measured_rule(options, dataset.train)
+    else:
+        rule = _teachers_rule(options, teacher.card.preprocessing)
     made_from = {} if text_weights is None else {"init": sha256_of_folder(find_weights(text_weights).path)}
     return Start(
         model=new_model(
@@ -105,7 +123,24 @@ def start_from(
         made_from=made_from,
         source=None,
         seen=ImageSet(),
+        untrained=text_weights is None,
     )
+
+
+def _fused(start: Start, text_model: str, options: LoopOptions, dataset: Dataset) -> Start:
+    """Return a start whose model reads the text of each image as well."""
+    texts = [example.text for example in dataset.train]
+    if not any(texts):
+        raise BadDataError(
+            f"no training image of `{dataset.name}` has a text",
+            expected="a column `text` in labels.csv or in the table",
+            hint="leave out --text-model",
+        )
+    made_from = dict(start.made_from)
+    if text_model != "scratch":
+        made_from["text"] = sha256_of_folder(find_weights(text_model).path)
+    model = new_fusion(start.model, text_model, texts, dataset.class_names, options.seed)
+    return replace(start, model=model, name=f"fusion of {start.name}", made_from=made_from, untrained=False)
 
 
 def _loaded(name: str, revision: str | None) -> Checkpoint:
@@ -115,7 +150,7 @@ def _loaded(name: str, revision: str | None) -> Checkpoint:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         raise InputNotFoundError(
             error.what,
-            expected=f"{error.expected or 'a model'}, or one of the presets {', '.join(PRESETS)}",
+            expected=f"{error.expected or 'a model'}, one of the presets {', '.join(PRESETS)}, or a shape such as d64-l3-h2-r2",
             hint=f"did you mean `{near[0]}`?" if near else error.hint,
         ) from error
 
@@ -143,6 +178,7 @@ def _pretrained_start(checkpoint: Checkpoint, options: LoopOptions, class_names:
         made_from={"init": checkpoint.sha256},
         source=checkpoint.card.provenance,
         seen=checkpoint.card.seen,
+        untrained=False,
     )
 
 

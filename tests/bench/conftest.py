@@ -200,7 +200,7 @@ def _measured(names: tuple[str, ...], samples: Samples, class_names: tuple[str, 
     order = np.arange(len(class_names), dtype=np.int64)
     examples = tuple(
         Example(
-            id=f"test/{index}", label=int(label), pixel_sha256=f"{index:064x}", source=np.zeros((8, 8, 3), np.uint8)
+            id=f"test/{index}", labels=(int(label),), pixel_sha256=f"{index:064x}", source=np.zeros((8, 8, 3), np.uint8)
         )
         for index, label in enumerate(labels)
     )

@@ -16,7 +16,7 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 
 def dataset(images: int = 200, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
     test = tuple(
-        Example(id=f"{index}.png", label=index % len(classes), pixel_sha256=f"{index:064x}"[::-1], source=PIXELS)
+        Example(id=f"{index}.png", labels=(index % len(classes),), pixel_sha256=f"{index:064x}"[::-1], source=PIXELS)
         for index in range(images)
     )
     return Dataset(name="d", class_names=classes, train=(), val=(), test=test, skipped=())
@@ -52,7 +52,7 @@ def test_select_images_refuses_when_more_than_one_percent_was_seen() -> None:
 
 def test_select_images_refuses_when_a_class_falls_empty() -> None:
     data = dataset()
-    only = Example(id="c.png", label=2, pixel_sha256="ff" * 32, source=PIXELS)
+    only = Example(id="c.png", labels=(2,), pixel_sha256="ff" * 32, source=PIXELS)
     data = Dataset(name="d", class_names=("a", "b", "c"), train=(), val=(), test=(*data.test, only), skipped=())
     with pytest.raises(BadDataError, match="class `c` has no other test image"):
         select_images(data, ["x"], [card(("ff" * 32,), ("a", "b", "c"))])

@@ -54,7 +54,7 @@ def _examples(toy: Any) -> tuple[ExampleImage, ...]:
     images = toy.images(4, seed=9)
     labels = [toy.card.class_names[index] for index in toy.logits(images).argmax(axis=1)]
     return tuple(
-        ExampleImage(label, example_png(image, toy.card.preprocessing))
+        ExampleImage((label,), example_png(image, toy.card.preprocessing))
         for label, image in zip(labels, images, strict=True)
     )
 
@@ -102,7 +102,7 @@ def test_bundle_answers_as_its_portable_graph(int8_bundle: Path, target: str) ->
     images = [bundle.files[canary.file] for canary in bundle.manifest.canaries]
     with Classifier(int8_bundle, target=target) as classifier:
         assert [answer.label for answer in classifier.predict_batch(images)] == [
-            canary.label for canary in bundle.manifest.canaries
+            canary.labels[0] for canary in bundle.manifest.canaries
         ]
 
 
@@ -306,7 +306,7 @@ def test_chosen_canaries_are_right_clear_and_spread() -> None:
     logits[:10, 0] = np.arange(1, 11)  # decided for `a`, the tenth most clearly
     logits[10:, 1] = (0.5, 20)  # decided for `b`
     labels = ["a"] * 9 + ["b", "b", "b"]  # the tenth image is decided wrongly
-    chosen = chosen_canaries([Candidate(png=b"", label=label) for label in labels], logits, names)
+    chosen = chosen_canaries([Candidate(png=b"", labels=(label,)) for label in labels], logits, names)
     assert len(chosen) == 8
     assert {10, 11, 8} <= set(chosen)
     assert 9 not in chosen
@@ -314,7 +314,7 @@ def test_chosen_canaries_are_right_clear_and_spread() -> None:
 
 def test_chosen_canaries_fall_back_to_wrong_ones() -> None:
     logits = np.eye(3, dtype=np.float32)
-    candidates = [Candidate(png=b"", label="a")] * 3
+    candidates = [Candidate(png=b"", labels=("a",))] * 3
     assert chosen_canaries(candidates, logits, ("a", "b", "c")) == [0, 1, 2]
 
 

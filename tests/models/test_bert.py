@@ -207,7 +207,7 @@ def test_new_model_refuses_text_weights_with_too_few_positions(text_bert: Path) 
 
 
 def test_new_model_refuses_text_weights_for_a_student(text_bert: Path) -> None:
-    with pytest.raises(UsageError, match="`nano` is a student"):
+    with pytest.raises(UsageError, match="`nano` is no BERT"):
         new_from_text(text_bert, preset="nano")
 
 

@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edgebert.models.checkpoint import (
     PRESETS,
     Checkpoint,
     PixelClassifier,
+    is_preset,
     load_checkpoint,
     new_model,
     parameter_count,
@@ -79,7 +81,7 @@ def test_examples_in_docstrings_are_true(name: str) -> None:
 # Our own checkpoints
 
 
-@pytest.mark.parametrize("preset", ["nano", "bert-nano"])
+@pytest.mark.parametrize("preset", ["nano", "bert-nano", "cnn", "resnet-mini", "d24-l2-h3-r2-t9"])
 def test_load_checkpoint_gives_back_what_save_checkpoint_wrote(preset: str, tmp_path: Path) -> None:
     model = new_model(preset, preprocessing=RULE, class_names=CLASSES, seed=1)
     save_checkpoint(tmp_path, model, card(), examples())
@@ -181,11 +183,14 @@ def test_new_model_gives_the_same_weights_for_a_seed_and_leaves_the_random_state
     assert not torch.equal(models[0]["classifier.weight"], models[2]["classifier.weight"])
 
 
-@pytest.mark.parametrize("preset", ["nano", "micro", "tiny", "bert-nano"])
+@pytest.mark.parametrize(
+    "preset", ["nano", "micro", "tiny", "bert-nano", "cnn", "resnet-mini", "d16-l1-h2-r1", "d24-l2-h3-r2-t6"]
+)
 def test_new_model_takes_size_and_classes(preset: str) -> None:
     rule = Preprocessing(height=12, width=20)
     model = new_model(preset, preprocessing=rule, class_names=CLASSES, seed=0)
-    assert preset in PRESETS
+    assert is_preset(preset)
+    assert (preset in PRESETS) == (not preset.startswith("d"))
     assert not model.training
     assert model.config.id2label == {0: "cat", 1: "dog", 2: "hen"}
     assert logits_of(model, rule=rule).shape == (3, 3)
@@ -195,6 +200,16 @@ def test_new_model_names_the_presets_when_there_is_none_of_this_name() -> None:
     with pytest.raises(UsageError, match="no such model: `nan0`") as raised:
         new_model("nan0", preprocessing=RULE, class_names=CLASSES, seed=0)
     assert "nano, micro, tiny, small, bert-nano" in str(raised.value)
+    assert "cnn, resnet-mini, or a student's shape such as `d64-l3-h2-r2`" in str(raised.value)
+    assert not is_preset("nan0")
+
+
+@pytest.mark.parametrize("preset", ["cnn", "d32-l2-h2-r2"])
+def test_new_model_refuses_text_weights_for_what_is_no_bert(preset: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"`{preset}` is no BERT; text weights fit a BERT only\nexpected: one of bert-nano"
+    ):
+        new_model(preset, preprocessing=RULE, class_names=CLASSES, seed=0, text_weights="owner/bert")
 
 
 # PixelClassifier
@@ -447,10 +462,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no head": (lambda f: change_json(f / "config.json", architectures=["ViTModel"]), "no trained classification head"),
     "detector": (lambda f: change_json(f / "config.json", model_type="detr"), "image classifier"),
-    "several labels": (
-        lambda f: change_json(f / "config.json", problem_type="multi_label_classification"),
-        "multi_label_classification",
-    ),
+    "regression": (lambda f: change_json(f / "config.json", problem_type="regression"), "trained for `regression`"),
     "quantised": (lambda f: change_json(f / "config.json", quantization_config={"bits": 4}), "quantised"),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
@@ -489,6 +501,52 @@ def test_load_checkpoint_refuses_our_folder_when_config_and_card_disagree(tmp_pa
     (folder / "preprocessing.json").write_text(json.dumps({**content, "class_names": ["cat", "dog"]}))
     with pytest.raises(BadDataError, match="answers with shape"):
         load_checkpoint(folder)
+
+
+# Several labels of an image
+
+
+def test_load_checkpoint_takes_a_foreign_model_of_several_labels(vit_copy: Path, tmp_path: Path) -> None:
+    change_json(vit_copy / "config.json", problem_type="multi_label_classification")
+    loaded = load_checkpoint(vit_copy)
+    assert loaded.card.task == "multi-label"
+    assert loaded.card.thresholds == (0.5, 0.5, 0.5)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    save_checkpoint(ours, loaded.model, loaded.card, ())
+    assert load_checkpoint(ours).card == loaded.card
+
+
+def test_save_checkpoint_writes_the_task_of_the_card(tmp_path: Path) -> None:
+    model = new_model("nano", preprocessing=RULE, class_names=CLASSES, seed=0)
+    several = replace(card(), task="multi-label", thresholds=(0.2, 0.5, 0.9))
+    for name, kept, problem in (
+        ("several", several, "multi_label_classification"),
+        ("one", card(), None),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_checkpoint(folder, model, kept, ())
+        assert json.loads((folder / "config.json").read_text()).get("problem_type") == problem
+        assert load_checkpoint(folder).card == kept
+
+
+def test_load_checkpoint_refuses_a_task_that_config_and_card_tell_differently(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    change_json(folder / "config.json", problem_type="multi_label_classification")
+    with pytest.raises(BadDataError, match=r"is `single-label` in its card, and config\.json has problem_type"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("preset", ["nano", "bert-nano", "cnn"])
+def test_the_loss_of_several_labels_is_the_binary_cross_entropy(preset: str) -> None:
+    model = new_model(preset, preprocessing=RULE, class_names=CLASSES, seed=0)
+    model.config.problem_type = "multi_label_classification"
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    output = model(torch.randn(2, 3, 8, 8), labels=labels)
+    chance = torch.sigmoid(output.logits)
+    expected = -(labels * chance.log() + (1 - labels) * (1 - chance).log()).mean()
+    torch.testing.assert_close(output.loss, expected)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ CLASSES = ("cat", "dog", "hen")
 class FakeExample:
     """What `example_images` needs of a data set's example."""
 
-    label: int
+    labels: tuple[int, ...]
     pixels: RgbImage
 
     @property
@@ -44,7 +44,7 @@ class FakeExample:
 
 def fakes(labels: list[int], size: tuple[int, int] = (12, 15)) -> list[Example]:
     random = np.random.default_rng(0)
-    made = [FakeExample(label, random.integers(0, 256, (*size, 3), np.uint8)) for label in labels]
+    made = [FakeExample((label,), random.integers(0, 256, (*size, 3), np.uint8)) for label in labels]
     return cast("list[Example]", made)
 
 
@@ -55,8 +55,8 @@ def test_example_images_does_not_depend_on_the_order_of_the_data() -> None:
 
 def test_example_images_spreads_over_the_classes() -> None:
     examples = fakes([0] * 50 + [1] * 3 + [2])
-    assert [image.label for image in example_images(examples, CLASSES, RULE, 3)] == ["cat", "dog", "hen"]
-    labels = [image.label for image in example_images(examples, CLASSES, RULE, 7)]
+    assert [image.labels[0] for image in example_images(examples, CLASSES, RULE, 3)] == ["cat", "dog", "hen"]
+    labels = [image.labels[0] for image in example_images(examples, CLASSES, RULE, 7)]
     assert (labels.count("cat"), labels.count("dog"), labels.count("hen")) == (3, 3, 1)
 
 
@@ -118,6 +118,7 @@ RED = np.full((2, 2, 3), (255, 0, 0), np.uint8)
         ({"label": "cat"}, "`examples`"),
         ([{"label": "cat"}], "`png`"),
         ([{"label": 7, "png": ""}], "`label`"),
+        ([{"labels": ["cat", 7], "png": ""}], "`labels`"),
         ([{"label": "cat", "png": "%"}], "base64"),
         ([{"label": "cat", "png": ""}], "no PNG file"),
         ([{"label": "cat", "png": base64.b64encode(png(RED, "BMP")).decode()}], "no PNG file"),
@@ -132,4 +133,4 @@ def test_examples_from_json_refuses_malformed_lists(value: JsonValue, found: str
 
 
 def test_example_image_loads_its_pixels() -> None:
-    assert np.array_equal(ExampleImage("cat", png(RED)).load(), RED)
+    assert np.array_equal(ExampleImage(("cat",), png(RED)).load(), RED)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 import edgebert.models  # noqa: F401  # registers the architectures
-from edgebert.errors import BadDataError
+from edgebert.errors import BadDataError, UsageError
 from edgebert.models.student import (
     MAX_TOKENS,
     STUDENT_PRESETS,
     StudentConfig,
     StudentForImageClassification,
+    shape_name,
+    student_shape,
 )
 
 
@@ -175,8 +178,68 @@ def test_save_pretrained_and_auto_classes_give_the_same_model(tmp_path: Path) ->
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
         ({"mlp_ratio": 0}, "mlp_ratio"),
+        ({"max_tokens": 0}, "max_tokens"),
     ],
 )
 def test_config_refuses_impossible_shapes(changes: dict[str, Any], found: str) -> None:
     with pytest.raises(BadDataError, match=found):
         small_config(**changes)
+
+
+# Shapes by name
+
+
+@pytest.mark.parametrize(
+    ("most", "grid"), [(256, (16, 16)), (64, (8, 8)), (49, (4, 4)), (16, (4, 4)), (5, (2, 2)), (1, (1, 1))]
+)
+def test_max_tokens_bounds_the_grid(most: int, grid: tuple[int, int]) -> None:
+    model = student(small_config(image_size=(32, 32), max_tokens=most))
+    assert model.config.token_grid == grid
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 32, 32)).logits.shape == (2, 10)
+
+
+def test_a_config_of_before_max_tokens_has_64(tmp_path: Path) -> None:
+    model = student(small_config(image_size=(32, 32)))
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["max_tokens"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert AutoModelForImageClassification.from_pretrained(tmp_path).config.max_tokens == MAX_TOKENS
+
+
+@pytest.mark.parametrize("name", ["d64-l3-h2-r2", "d64-l3-h2-r2-t49", "d16-l1-h2-r1-t1", "d1024-l24-h32-r8-t256"])
+def test_student_shape_and_shape_name_are_inverse(name: str) -> None:
+    shape = student_shape(name)
+    assert shape is not None
+    assert shape_name(shape.config((64, 64))) == name
+
+
+def test_student_shape_knows_presets_and_what_is_neither() -> None:
+    for name, preset in STUDENT_PRESETS.items():
+        assert student_shape(name) is preset
+        assert student_shape(shape_name(preset.config((32, 32)))) is not None
+    assert shape_name(STUDENT_PRESETS["small"].config((224, 224))) == "d256-l6-h8-r4"
+    for name in ("bert-nano", "runs/d64-l3-h2-r2", "d64", "d64-run", "owner/d64-l3", ""):
+        assert student_shape(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("d64-l3", "`d64-l3` is no shape of a student\nexpected: dWIDTH-lLAYERS-hHEADS-rRATIO"),
+        ("d64-l3-h2-r2-49", "is no shape"),
+        ("D64-L3-H2-R2", "is no shape"),
+        ("d64-l3-h2-r2-t0", r"number of tokens \(t\) 0\nexpected: 1 to 256"),
+        ("d64-l0-h2-r2", r"number of layers \(l\) 0\nexpected: 1 to 24"),
+        ("d64-l3-h2-r9", r"MLP ratio \(r\) 9\nexpected: 1 to 8"),
+        ("d8-l3-h2-r2", r"width \(d\) 8\nexpected: 16 to 1024"),
+        ("d68-l3-h2-r2", r"width \(d\) 68\nexpected: a multiple of 8"),
+        ("d64-l3-h1-r2", r"1 heads \(h\) for the width 64\nexpected: a divisor .*: 2, 4, 8$"),
+        ("d64-l3-h3-r2", r"3 heads \(h\) for the width 64"),
+        ("d64-l3-h16-r2", r"16 heads \(h\) for the width 64"),
+    ],
+)
+def test_student_shape_says_what_is_possible(name: str, found: str) -> None:
+    with pytest.raises(UsageError, match=found):
+        student_shape(name)

@@ -23,6 +23,7 @@ from edgebert import Classifier
 from edgebert._json import dump_json
 from edgebert.bundle import read_bundle
 from edgebert.card import ModelCard, Provenance
+from edgebert.decisions import softmax
 from edgebert.errors import (
     BadDataError,
     EdgebertError,
@@ -33,7 +34,7 @@ from edgebert.errors import (
     UsageError,
 )
 from edgebert.preprocess import Preprocessing, load_image
-from edgebert.runtime.pipeline import Pipeline, softmax
+from edgebert.runtime.pipeline import Pipeline
 from edgebert.runtime.runner import RUNNERS, InputSpec, check_device, open_runner
 from edgebert.testing import FakeRunner
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -26,6 +31,7 @@ from edgebert.models.checkpoint import PixelClassifier, load_checkpoint
 from edgebert.train import DistillOptions, TrainOptions, checkpoint_from_data, checkpoint_from_teacher
 from edgebert.train.batches import ImageBatches
 from edgebert.train.evaluation import evaluated
+from edgebert.train.feed import ViewBatch, ViewFeed
 from edgebert.train.loop import seed_of
 from edgebert.train.state import RunFolder
 
@@ -61,16 +67,16 @@ def _weights(path: Path) -> str:
     return sha256_of_file(path / "model.safetensors")
 
 
-def _interrupting(call: int, error: type[BaseException]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return a stand-in for `mixed` that raises in its n-th call: in the middle of an epoch."""
-    from edgebert.train.augment import mixed
-
+def _interrupting(call: int, error: type[BaseException]) -> Callable[..., Iterator[ViewBatch]]:
+    """Return a stand-in for `ViewFeed.read` that raises before its n-th batch: in the middle of an epoch."""
     calls = iter(range(1, 1_000_000))
+    read = ViewFeed.read
 
-    def stand_in(views: Tensor, targets: Tensor, *, strength: float) -> tuple[Tensor, Tensor]:
-        if next(calls) == call:
-            raise error
-        return mixed(views, targets, strength=strength)
+    def stand_in(feed: ViewFeed, parts: Sequence[NDArray[np.int64]], bank: int) -> Iterator[ViewBatch]:
+        for batch in read(feed, parts, bank):
+            if next(calls) == call:
+                raise error
+            yield batch
 
     return stand_in
 
@@ -82,9 +88,12 @@ def test_checkpoint_from_data_writes_best_and_last_and_reports_what_ships(
     assert (report.path, report.last, report.epochs) == (tmp_path / "out", tmp_path / "out/last", 3)
     assert not (tmp_path / ".out.training").exists()
     best, last = load_checkpoint(report.path), load_checkpoint(report.last)
-    images = ImageBatches(small_digits.val, best.card.preprocessing)
+    images = ImageBatches(small_digits.val, best.card.preprocessing, classes=10)
     measured = evaluated(PixelClassifier(best.model, best.card.preprocessing), images, best.card.class_names)
-    assert (report.top1, report.macro_f1, report.per_class) == (measured.top1, measured.macro_f1, measured.rows)
+    assert (report.score_name, report.score, report.per_class) == ("top1", measured.score, measured.rows)
+    assert report.macro_f1 == measured.others["macro_f1"]
+    assert [record.val_score for record in report.curve][report.best_epoch - 1] == report.score
+    assert len(report.curve) == 3
     assert sum(row.support for row in report.per_class) == 40
     provenance = best.card.provenance
     assert provenance.stage == "train"
@@ -168,7 +177,9 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(
     options = DistillOptions(student="nano", epochs=3, batch_size=32, accumulate=2, ema=0.9, mixup=0.5)
     checkpoint_from_teacher("digits", str(teacher), tmp_path / "whole", options)
     with monkeypatch.context() as patch:
-        patch.setattr("edgebert.train.loop.mixed", _interrupting(12, KeyboardInterrupt))  # of 5 batches an epoch
+        patch.setattr(
+            "edgebert.train.feed.ViewFeed.read", _interrupting(12, KeyboardInterrupt)
+        )  # of 5 batches an epoch
         with pytest.raises(KeyboardInterrupt):
             checkpoint_from_teacher("digits", str(teacher), tmp_path / "cut", options)
     assert not (tmp_path / "cut").exists()
@@ -181,17 +192,17 @@ def test_interrupted_run_leaves_a_readable_state_and_no_pickle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "edgebert")
-    monkeypatch.setattr("edgebert.train.loop.mixed", _interrupting(8, KeyboardInterrupt))
+    monkeypatch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(8, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
     assert "go on after epoch 1 with --resume" in caplog.text
     folder = tmp_path / ".out.training"
-    best = [entry for entry in folder.iterdir() if entry.is_dir()]
+    best = [entry for entry in folder.iterdir() if entry.name.startswith("best-")]
     assert len(best) == 1
     assert load_checkpoint(best[0]).card.provenance.metrics["epoch"] == 1.0
     files = {entry.suffix for entry in folder.rglob("*") if entry.is_file()}
-    assert files == {".safetensors", ".json", ".png"}
-    with safe_open(folder / "state.safetensors", framework="pt") as stream:
+    assert files == {".safetensors", ".json", ".png", ""}  # the last is the list of hashes
+    with safe_open(folder / "state-1-0/state.safetensors", framework="pt") as stream:
         assert json.loads(stream.metadata()["state"])["epochs"] == 1
 
 
@@ -199,26 +210,73 @@ def test_resume_refuses_the_state_of_another_run_and_names_the_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("edgebert.train.loop.mixed", _interrupting(8, KeyboardInterrupt))
+        patch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(8, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
     with pytest.raises(UsageError, match=r"options\.learning_rate `0\.002` then, `0\.004` now"):
         checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, learning_rate=4e-3, resume=True))
-    assert (tmp_path / ".out.training/state.safetensors").exists()
+    assert (tmp_path / ".out.training/state-1-0/state.safetensors").exists()
 
 
-def test_resume_refuses_a_state_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / ".out.training").mkdir()
-    (tmp_path / ".out.training/state.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(BadDataError, match="cannot read"):
+@pytest.mark.parametrize("file", ["state-1-0/state.safetensors", "state-1-0/SHA256SUMS", "best-*/model.safetensors"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_resume_refuses_a_state_that_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(8, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
+    path = next((tmp_path / ".out.training").glob(file))
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BadDataError, match="no state in"):
         checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, resume=True))
+    assert "does not count" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_takes_the_state_before_one_that_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint_from_data("digits", tmp_path / "whole", _OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(8, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
+    shutil.copytree(tmp_path / ".out.training/state-1-0", tmp_path / ".out.training/state-1-2")
+    (tmp_path / ".out.training/state-1-2/state.safetensors").write_bytes(b"\x00" * 100)
+    checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, resume=True))
+    assert sha256_of_folder(tmp_path / "out") == sha256_of_folder(tmp_path / "whole")
+
+
+def test_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = iter(range(1, 1000))
+    save = save_file
+
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if next(writes) == 3:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path, metadata)
+
+    options = replace(_OPTIONS, save_every=2)
+    checkpoint_from_data("digits", tmp_path / "whole", options)
+    with monkeypatch.context() as patch:
+        patch.setattr("edgebert.train.state.save_file", full)
+        with pytest.raises(CannotWriteError, match="No space left"):
+            checkpoint_from_data("digits", tmp_path / "out", options)
+    left = sorted(entry.name for entry in (tmp_path / ".out.training").iterdir() if not entry.name.startswith("best"))
+    assert left == ["state-0-4"]
+    checkpoint_from_data("digits", tmp_path / "out", replace(options, resume=True))
+    assert sha256_of_folder(tmp_path / "out") == sha256_of_folder(tmp_path / "whole")
 
 
 def test_run_without_resume_replaces_an_interrupted_one_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("edgebert.train.loop.mixed", _interrupting(8, KeyboardInterrupt))
+        patch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(8, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
     caplog.set_level(logging.INFO, "edgebert")
@@ -238,7 +296,7 @@ def test_resume_starts_from_the_beginning_when_there_is_nothing(
 def test_run_killed_by_sigkill_is_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = replace(_OPTIONS, epochs=40)
     process = subprocess.Popen([sys.executable, "-c", _TRAIN_SMALL_DIGITS, str(tmp_path / "out")])
-    state = tmp_path / ".out.training/state.safetensors"
+    state = tmp_path / ".out.training/state-1-0"
     deadline = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -260,7 +318,7 @@ def test_run_stops_at_a_number_that_is_not_finite_and_keeps_the_best_checkpoint(
 
     calls = iter(range(1, 1000))
 
-    def diverging(logits: Tensor, targets: Tensor) -> Tensor:
+    def diverging(logits: Tensor, targets: Tensor, **_: object) -> Tensor:
         loss = (logits * targets).square().mean()
         if next(calls) != 8:
             return loss
@@ -295,7 +353,7 @@ def test_checkpoint_from_teacher_takes_the_teachers_order_of_classes(
     teacher: Path, tmp_path: Path, small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reversed_names(examples: tuple, count: int = 10) -> tuple:  # type: ignore[type-arg]  # of Example
-        return tuple(replace(example, label=count - 1 - example.label) for example in examples)
+        return tuple(replace(example, labels=(count - 1 - example.label,)) for example in examples)
 
     turned = replace(
         small_digits,

@@ -47,7 +47,18 @@ def test_train_options_refuse_a_value_outside_its_range(wrong: dict[str, Any]) -
     assert caught.value.expected
 
 
-@pytest.mark.parametrize("wrong", [{"student": ""}, {"temperature": 0.0}, {"alpha": 1.1}, {"epochs": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"student": ""},
+        {"temperature": 0.0},
+        {"kl_weight": -0.1},
+        {"epochs": 0},
+        {"unlabelled": True, "label_weight": 0.5},
+        {"kl_weight": 0.0, "label_weight": 0.0},
+        {"cache_views": 4, "early_weight": 0.5},
+    ],
+)
 def test_distill_options_refuse_a_value_outside_its_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         DistillOptions(**{"student": "nano", **wrong})
@@ -61,7 +72,18 @@ def test_derived_fills_in_only_what_was_left_open() -> None:
 def test_to_json_holds_what_decides_the_outcome_and_no_path() -> None:
     stored = DistillOptions(student="/somewhere/student", resume=True, force=True).to_json()
     decides = {field.name for field in dataclasses.fields(DistillOptions)}
-    assert decides - set(stored) == {"class_map", "force", "resume", "revision", "student", "workers"}
+    assert decides - set(stored) == {
+        "cache",
+        "class_map",
+        "force",
+        "gradient_checkpointing",
+        "resume",
+        "revision",
+        "save_every",
+        "student",
+        "teachers",
+        "workers",
+    }
     assert "/somewhere" not in str(stored)
     assert stored["augment"] == ["shift", "rotate"]
     assert stored["temperature"] == 4.0
