@@ -8,7 +8,7 @@ random kind, then called again with `resume`, and its checkpoint compared SHA-25
 
 * `step`: before a random optimizer step;
 * `border`: right after a random epoch;
-* `write`: at a random call of fsync or rename, so in the midst of writing a state, a checkpoint or the cache;
+* `write`: at a random call of fsync, rename, replace or exchange, so in the midst of writing a state, a checkpoint, the cache or the output;
 * `time`: after a random time, wherever that is.
 
 A run is a forked child of one process that has imported everything, so that a hundred take minutes.
@@ -17,6 +17,7 @@ A run is a forked child of one process that has imported everything, so that a h
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -34,6 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a child of a fork cannot us
 
 import torch
 
+from edgebert import _files
 from edgebert._files import sha256_of_file
 from edgebert.data import Dataset, load_dataset
 from edgebert.train import DistillOptions, TrainOptions, checkpoint, checkpoint_from_data, checkpoint_from_teacher
@@ -90,7 +92,7 @@ def main() -> int:
 
 
 def run_trials(folder: Path, kills: int, seed: int) -> list[Trial]:
-    """Run until so many kills have hit; a moment after the end of a run is no kill, and another one is drawn."""
+    """Run until so many kills have hit; where a run ended before its moment came, another one is drawn."""
     torch.set_num_threads(1)
     _use_few_digits()
     teacher = folder / "teacher"
@@ -114,7 +116,10 @@ def run_trials(folder: Path, kills: int, seed: int) -> list[Trial]:
             time.sleep(at)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not output.exists():
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            if output.exists() and not (folder / ".killed.training").exists():
+                shutil.rmtree(output)  # killed after its last act: there is nothing to resume
+                continue
             _finish(_forked(lambda: _distil(teacher, output, _nothing)))  # noqa: B023
             trials.append(Trial(kind=kind, at=at, killed=True, equal=_weights(output) == wanted))
             left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
@@ -127,14 +132,14 @@ def run_trials(folder: Path, kills: int, seed: int) -> list[Trial]:
 
 
 def _distil(teacher: Path, output: Path, prepare: Callable[[], None]) -> None:
-    import dataclasses
-
     prepare()
-    hook = HOOK[0]
-    checkpoint_from_teacher("digits", str(teacher), output, dataclasses.replace(OPTIONS, resume=True), on_epoch=hook)
+    options = dataclasses.replace(OPTIONS, resume=True)
+    checkpoint_from_teacher("digits", str(teacher), output, options, on_epoch=HOOK[0])
+    FINISH[0]()
 
 
 HOOK: list[Callable[[int, float], None] | None] = [None]
+FINISH: list[Callable[[], None]] = [lambda: None]
 
 
 def _nothing() -> None:
@@ -142,7 +147,7 @@ def _nothing() -> None:
 
 
 def _counting(result: Path) -> Callable[[], None]:
-    """Count what the other kinds of kill draw from, and write it at the end of each epoch."""
+    """Count what the other kinds of kill draw from, and write it at the end."""
 
     def prepare() -> None:
         counts = {"step": 0, "border": 0, "write": 0}
@@ -151,14 +156,7 @@ def _counting(result: Path) -> Callable[[], None]:
             counts[kind] += 1
 
         _instrument(count)
-        previous = HOOK[0]
-
-        def at_border(epoch: int, score: float) -> None:
-            assert previous is not None
-            previous(epoch, score)
-            result.write_text(json.dumps(counts))
-
-        HOOK[0] = at_border
+        FINISH[0] = lambda: result.write_text(json.dumps(counts)) and None
 
     return prepare
 
@@ -180,8 +178,10 @@ def _killing(kind: str, at: float) -> Callable[[], None]:
 
 
 def _instrument(count: Callable[[str], None]) -> None:
-    """Call `count` before each optimizer step, fsync and rename, and after each epoch; of this process, a child of a fork."""
-    step, fsync, rename = torch.optim.AdamW.step, os.fsync, os.rename
+    """Call `count` before each optimizer step and write, and after each epoch; of this process, a child of a fork."""
+    step, fsync = torch.optim.AdamW.step, os.fsync
+    renames = {name: getattr(os, name) for name in ("rename", "replace")}
+    exchange = _files._exchange
 
     def counted_step(*arguments: object, **named: object) -> object:
         count("step")
@@ -191,13 +191,18 @@ def _instrument(count: Callable[[str], None]) -> None:
         count("write")
         fsync(descriptor)
 
-    def counted_rename(*arguments: object, **named: object) -> None:
-        count("write")
-        rename(*arguments, **named)  # type: ignore[arg-type]  # passed through
+    def counting(rename: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: object, **named: object) -> None:
+            count("write")
+            rename(*arguments, **named)
+
+        return counted
 
     torch.optim.AdamW.step = counted_step  # type: ignore[method-assign,assignment]
     os.fsync = counted_fsync  # type: ignore[assignment]
-    os.rename = counted_rename
+    for name, rename in renames.items():
+        setattr(os, name, counting(rename))
+    _files._exchange = counting(exchange)
     HOOK[0] = lambda epoch, score: count("border")
 
 

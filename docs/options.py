@@ -68,6 +68,7 @@ _LOOP = {
     "save_every": "off: an epoch is the most that a kill costs",
     "seed": "convention",
     "view_seed": "the seed",
+    "task": "what the labels say; `distill` reads them as its teacher's task",
     "examples": "ours: at least three canaries, and one spare",
     "workers": "a thread for each physical core: decoding is bound by the processor",
     "class_map": _SAFE,

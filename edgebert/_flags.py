@@ -111,6 +111,10 @@ Init = Annotated[
     Literal["auto", "teacher", "anew"],
     typer.Option(help="teacher: start from its own weights, cut to size; auto: where its blocks are of one type."),
 ]
+Task = Annotated[
+    Literal["auto", "single-label", "multi-label"],
+    typer.Option(help="What the labels mean.", show_default="auto: several to an image where any image has several"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of this output.")]
 
 

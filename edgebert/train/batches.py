@@ -82,7 +82,7 @@ class ImageBatches:
             for position, image in self._decoded(what):
                 pixels[position] = image
             self._rows = _MemoryRows(pixels)
-        elif folder is not None and size <= min(FILE_BYTES, _FREE_SHARE * _free_bytes(folder)):
+        elif folder is not None:
             self._rows = self._file_rows(folder, shape, what)
 
     def __len__(self) -> int:
@@ -154,7 +154,9 @@ class ImageBatches:
 
     def _file_rows(self, folder: Path, shape: tuple[int, ...], what: str) -> _FileRows | None:
         path = folder / f"pixels-{self.sha256()[:16]}.bin"
-        if not path.exists():
+        if not path.exists():  # what is there is used, however little room there is now
+            if int(np.prod(shape, dtype=np.int64)) > min(FILE_BYTES, _FREE_SHARE * _free_bytes(folder)):
+                return None
             try:
                 with staged_file(path, force=False) as staging, staging.open("wb") as stream:
                     for _, image in self._decoded(what):

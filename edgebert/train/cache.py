@@ -16,6 +16,7 @@ that an interrupted build goes on with the next one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ from edgebert._json import Fields, JsonObject, dump_json, flat, parse_json_objec
 from edgebert._progress import Progress
 from edgebert.card import Task
 from edgebert.errors import BadDataError, CannotWriteError, RefusedError
+from edgebert.train.batches import ImageBatches
 from edgebert.train.feed import ViewBatch, ViewFeed
-from edgebert.train.teacher import Answers, Teacher
+from edgebert.train.teacher import Answers, Teacher, check_answers
 
 _log = logging.getLogger("edgebert")
 
@@ -98,7 +100,8 @@ class TeacherCache:
         self._images, self._classes, self._task = images, classes, task
         self._full = classes <= FULL_CLASSES or task == "multi-label"
         self._width = classes if self._full else TOP_CLASSES
-        self._mapped: dict[int, tuple[NDArray[np.float16], NDArray[np.int32] | None]] = {}
+        # One at a time: pages that were read count as this process's memory for as long as they are mapped.
+        self._mapped: tuple[int, NDArray[np.float16], NDArray[np.int32] | None] | None = None
         self._card: JsonObject = {
             "schema": _SCHEMA,
             "key": key.to_json(),
@@ -128,6 +131,7 @@ class TeacherCache:
         if accelerator.is_main_process and missing:
             with staged_file(self.folder / _CARD, force=True) as staging:
                 staging.write_text(dump_json(self._card), encoding="utf-8")
+        accelerator.wait_for_everyone()  # the card first: a folder with answers and no card would be nobody's
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         parts = np.array_split(np.arange(self._images), -(-self._images // _BATCH_SIZE))
         with Progress("teacher", len(mine) * len(parts)) as progress:
@@ -148,15 +152,13 @@ class TeacherCache:
             positions = np.sort(chosen[chosen // self._images == bank] % self._images)
             batch = next(feed.read([positions], int(bank)))
             made = teacher(batch).logits.cpu()
-            stored = self.answers(batch).logits
-            if not self._full:  # what was cut off cannot be compared
-                made, stored = functional.log_softmax(made, dim=1), functional.log_softmax(stored, dim=1)
-                top = made.topk(TOP_CLASSES, dim=1).indices
-                made, stored = made.gather(1, top), stored.gather(1, top)
+            stored, classes = self._stored(batch)
+            if classes is not None:  # what was cut off cannot be compared, and two classes may have changed places
+                made = functional.log_softmax(made, dim=1).gather(1, classes)
             scale = torch.maximum(made.abs().amax(dim=1), stored.abs().amax(dim=1)).clamp(min=1.0)
             difference = (made - stored).abs().amax(dim=1) / scale
-            if bool((difference > tolerance).any()):
-                worst = int(difference.argmax())
+            if not bool((difference <= tolerance).all()):  # in this form NaN is refused, too
+                worst = int((~(difference <= tolerance)).float().argmax())
                 raise RefusedError(
                     f"the cache `{self.folder}` does not hold what the teacher answers: view {bank} of "
                     f"`{feed.images.name_of(int(positions[worst]))}` differs by {float(difference[worst]):.1%} of its largest logit",
@@ -166,38 +168,42 @@ class TeacherCache:
 
     def answers(self, batch: ViewBatch) -> Answers:
         """Return what is stored for the views of a batch."""
+        stored, classes = self._stored(batch)
+        logits = stored if classes is None else dense_log_probabilities(classes, stored, self._classes)
+        return Answers(logits=logits, tokens={}, grids={})
+
+    def _stored(self, batch: ViewBatch) -> tuple[Tensor, Tensor | None]:
+        """Return float32 (batch, width) values, and int64 (batch, width) classes where only some are stored."""
         values, classes = self._bank(batch.bank)
         stored = torch.from_numpy(values[batch.positions].astype(np.float32))
-        if classes is None:
-            logits = stored
-        else:
-            logits = dense_log_probabilities(
-                torch.from_numpy(classes[batch.positions].astype(np.int64)), stored, self._classes
-            )
-        return Answers(logits=logits, tokens={}, grids={})
+        return stored, None if classes is None else torch.from_numpy(classes[batch.positions].astype(np.int64))
 
     def _build_bank(
         self, bank: int, parts: list[NDArray[np.int64]], teacher: Teacher, feed: ViewFeed, progress: Progress
     ) -> None:
-        values = np.empty((self._images, self._width), np.float16)
-        classes = None if self._full else np.empty((self._images, self._width), np.int32)
-        for batch in feed.read(parts, bank):
-            logits = teacher(batch).logits.float().cpu()
-            if classes is None:
-                values[batch.positions] = half_logits(logits, task=self._task)
-            else:
-                top = functional.log_softmax(logits, dim=1).topk(TOP_CLASSES, dim=1)
-                values[batch.positions] = top.values.clamp(min=float(np.finfo(np.float16).min)).numpy()
-                classes[batch.positions] = top.indices.numpy()
-            progress.advance(note=f"view {bank + 1}")
-        # The values last: a bank counts when its first file is there, and then the others are.
-        arrays: list[NDArray[np.float16] | NDArray[np.int32]] = [values] if classes is None else [values, classes]
-        for path, array in reversed(list(zip(self._paths(bank), arrays, strict=True))):
-            with staged_file(path, force=True) as staging, staging.open("wb") as stream:
-                np.save(stream, array, allow_pickle=False)
+        shape = (self._images, self._width)
+        with contextlib.ExitStack() as files:
+            # The values are finished last: a bank counts when its first file is there, and then the other one is.
+            values, *others = (
+                np.lib.format.open_memmap(
+                    files.enter_context(staged_file(path, force=True)), mode="w+", dtype=kind, shape=shape
+                )
+                for path, kind in zip(self._paths(bank), (np.float16, np.int32), strict=False)
+            )
+            for batch in feed.read(parts, bank):
+                logits = teacher(batch).logits.float().cpu()
+                if self._full:
+                    values[batch.positions] = half_logits(logits, task=self._task)
+                else:
+                    top = functional.log_softmax(logits, dim=1).topk(TOP_CLASSES, dim=1)
+                    values[batch.positions] = top.values.clamp(min=float(np.finfo(np.float16).min)).numpy()
+                    others[0][batch.positions] = top.indices.numpy()
+                progress.advance(note=f"view {bank + 1}")
+            for array in (values, *others):
+                array.flush()
 
     def _bank(self, bank: int) -> tuple[NDArray[np.float16], NDArray[np.int32] | None]:
-        if bank not in self._mapped:
+        if self._mapped is None or self._mapped[0] != bank:
             try:
                 arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths(bank)]
             except (OSError, ValueError) as error:
@@ -211,8 +217,8 @@ class TeacherCache:
                     expected=f"({self._images}, {self._width})",
                     hint=f"remove `{self._paths(bank)[0]}`; it is made again",
                 )
-            self._mapped[bank] = (arrays[0], arrays[1] if len(arrays) == 2 else None)
-        return self._mapped[bank]
+            self._mapped = (bank, arrays[0], arrays[1] if len(arrays) == 2 else None)
+        return self._mapped[1:]
 
     def _paths(self, bank: int) -> tuple[Path, ...]:
         values = self.folder / f"bank-{bank:05d}.npy"
@@ -221,7 +227,7 @@ class TeacherCache:
     def _check_card(self) -> None:
         path = self.folder / _CARD
         if not path.exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if self.folder.exists() and not _is_free(self.folder):
                 raise CannotWriteError(
                     f"`{self.folder}` is no cache of a teacher's answers",
                     expected="a folder that --cache made, or a new name",
@@ -243,11 +249,12 @@ class TeacherCache:
 class CachedTeacher:
     """Answers out of a cache, for the views that it holds."""
 
-    def __init__(self, cache: TeacherCache, device: torch.device) -> None:
-        self._cache, self._device = cache, device
+    def __init__(self, cache: TeacherCache, device: torch.device, images: ImageBatches) -> None:
+        self._cache, self._device, self._images = cache, device, images
 
     def __call__(self, batch: ViewBatch) -> Answers:
         answers = self._cache.answers(batch)
+        check_answers(answers.logits, batch, self._images)
         return Answers(logits=answers.logits.to(self._device), tokens={}, grids={})
 
 
@@ -275,3 +282,8 @@ def half_logits(logits: Tensor, *, task: Task) -> NDArray[np.float16]:
         logits = torch.where(beyond, logits - logits.amax(dim=1, keepdim=True), logits)
     half: NDArray[np.float16] = logits.clamp(min=-limit, max=limit).numpy().astype(np.float16)
     return half
+
+
+def _is_free(path: Path) -> bool:
+    """Say whether a folder holds nothing, or only what an interrupted write left."""
+    return path.is_dir() and all(entry.name.startswith(f".{_CARD}.") for entry in path.iterdir())

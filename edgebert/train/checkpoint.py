@@ -20,7 +20,7 @@ from edgebert.train.objective import LabelLearner, LabelTerm
 from edgebert.train.options import DistillOptions, TrainOptions
 from edgebert.train.pretraining import Pretraining
 from edgebert.train.report import TrainingReport
-from edgebert.train.stage import Judge, Stage, checked_request, seen_in, settled, size_of
+from edgebert.train.stage import Judge, Stage, check_apart, checked_request, seen_in, settled, size_of
 from edgebert.train.start import start_from
 from edgebert.train.teaching import Teachers
 
@@ -41,7 +41,9 @@ def checkpoint_from_data(
     """
     started = time.monotonic()
     accelerator = checked_request(output, options, options.model)
-    dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, class_map=options.class_map))
+    dataset = load_dataset(
+        data, DataOptions(max_skipped=options.max_skipped, class_map=options.class_map, task=options.task)
+    )
     assert dataset.task != "unlabelled"  # only `load_unlabelled` makes that
     start = start_from(
         options.model,
@@ -105,15 +107,21 @@ def checkpoint_from_teacher(
     started = time.monotonic()
     names = (teacher, *options.teachers)
     accelerator = checked_request(output, options, *names, options.student)
+    check_apart(output, options.cache)
     teachers = Teachers.of([load_checkpoint(name, revision=options.revision) for name in names], options, accelerator)
     if options.unlabelled:
         loaded = load_unlabelled(data, DataOptions(max_skipped=options.max_skipped))
         dataset = teachers.judged(replace(loaded, class_names=teachers.class_names))
     else:
-        loaded = load_dataset(data, DataOptions(max_skipped=options.max_skipped))
+        task = teachers.task if options.task == "auto" else options.task
+        loaded = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=task))
         dataset = align_classes(loaded, teachers.class_names, class_map=options.class_map)
         if loaded.task != teachers.task:
-            raise BadDataError(f"the data are {loaded.task} and the teacher is {teachers.task}", expected="one task")
+            raise BadDataError(
+                f"the data are {loaded.task} and the teacher is {teachers.task}",
+                expected="one task",
+                hint=f"--task {teachers.task}, where the labels can be read so",
+            )
     start = start_from(options.student, options, dataset, teacher=teachers.checkpoints[0])
     views = teachers.views_for(start.preprocessing)
     start = inherited(start, teachers.checkpoints[0], dataset, options)

@@ -6,6 +6,7 @@ same options mean the same training. Only the main process writes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -132,6 +133,8 @@ def run_epochs(run: Run, accelerator: Accelerator, saved: SavedRun | None = None
                     "interrupted: `train` and `distill` go on after %s with --resume, a recipe by itself", loop.saved_at
                 )
             raise
+        finally:
+            accelerator.free_memory()  # a second run with it must not find the first one's optimizer
 
 
 def new_accelerator(mixed_precision: MixedPrecision, device: Device = "auto") -> Accelerator:
@@ -229,7 +232,8 @@ class _Loop:
             self._accelerator.scaler.load_state_dict(dict(saved.position.scaler))
         position = saved.position
         self._best_epoch, self._best, self._curve = position.best_epoch, position.best, list(position.curve)
-        self._done, self._tally = (position.epochs, position.batches), position.tally
+        self._done = (position.epochs, position.batches)
+        self._tally = position.tally if self._accelerator.is_main_process else Tally()
         self.saved_at = _told(self._done)
 
     def _is_stale(self, epoch: int) -> bool:
@@ -268,7 +272,9 @@ class _Loop:
             speed = seen * processes / max(time.monotonic() - started, 1e-9)
             progress.advance(note=f"epoch {epoch + 1}/{self._epochs}, {self._note(speed)}")
             self._done = (epoch, index + 1)
-            if steps and options.save_every and (index + 1) % options.save_every == 0 and index + 1 < self._batches:
+            # Between two steps alone, where no gradient is waiting: at the first one behind each multiple.
+            every = options.save_every
+            if steps and every and (index + 1) // every > first // every and index + 1 < self._batches:
                 self._save()
         self._images += seen * processes
         self._done = (epoch + 1, 0)
@@ -284,15 +290,14 @@ class _Loop:
         accelerator, run = self._accelerator, self._run
         answers = None if run.teacher is None else run.teacher(batch)
         progress = step / (self._epochs * self._steps_per_epoch)
-        with accelerator.autocast():
-            loss, logits = self._model(batch, answers, progress)
-        value = float(loss.detach())
-        self._check_finite("loss", value, where)
-        if not steps:
-            with accelerator.no_sync(self._model):
-                accelerator.backward(loss * scale)
-        else:
+        # Around the forward pass as well: that is where processes agree on whether gradients are exchanged.
+        with contextlib.nullcontext() if steps else accelerator.no_sync(self._model):
+            with accelerator.autocast():
+                loss, logits = self._model(batch, answers, progress)
+            value = float(loss.detach())
+            self._check_finite("loss", value, where)
             accelerator.backward(loss * scale)
+        if steps:
             self._step(where)
         wanted = _wanted(batch, answers, run)
         return value, 0.0 if wanted is None else _share_right(logits.detach(), wanted, run.task)

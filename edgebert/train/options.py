@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Augmentation = Literal["crop", "erase", "flip", "jitter", "mask", "randaugment", "rotate", "shift", "vertical-flip"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+DataTask = Literal["auto", "single-label", "multi-label"]
 Device = Literal["auto", "cpu", "cuda"]
 Sampling = Literal["natural", "balanced"]
 ClassWeights = Literal["none", "inverse", "effective"]
@@ -36,7 +37,6 @@ Pretrain = Literal["none", "mim"]
 _NOT_STORED = frozenset(
     {
         "cache",
-        "class_map",
         "force",
         "gradient_checkpointing",
         "model",
@@ -95,6 +95,8 @@ class LoopOptions:
         save_every: batches after which the state is saved, besides after every epoch; 0 for no more than that.
         seed: every random draw follows from it.
         view_seed: seed of the views alone, so that runs of different seeds can share a cache. None: `seed`.
+        task: `auto` for what the labels say; `multi-label` where an image may have several although none has; `single-label`
+            refuses several.
         examples: images that travel with the checkpoint, for parity checks and canaries; 0 for none.
         workers: threads that decode images; 0 for one by physical core.
         class_map: class name in the data -> class name of the model.
@@ -136,6 +138,7 @@ class LoopOptions:
     save_every: int = 0
     seed: int = 0
     view_seed: int | None = None
+    task: DataTask = "auto"
     examples: int = 4
     workers: int = 0
     class_map: Mapping[str, str] = field(default_factory=dict)
@@ -178,6 +181,7 @@ class LoopOptions:
         check_range("view_seed", self.view_seed, 0, 2**63 - 1)
         check_range("ema", self.ema, 0.0, 0.99999)
         check_range("seed", self.seed, 0, 2**63 - 1)
+        check_choice("task", self.task, get_args(DataTask))
         check_example_count(self.examples)
         check_range("workers", self.workers, 0, 1024)
         check_range("max_skipped", self.max_skipped, 0.0, 0.99)
@@ -216,6 +220,8 @@ class LoopOptions:
         for entry in fields(self):
             if entry.name not in _NOT_STORED:
                 value: JsonValue = getattr(self, entry.name)
+                if isinstance(value, Mapping):
+                    value = dict(value)
                 stored[entry.name] = list(value) if isinstance(value, tuple) else value
         return stored
 
@@ -307,6 +313,15 @@ class DistillOptions(LoopOptions):
         check_range("cache_views", self.cache_views, 0, 65_536)
         if self.unlabelled and self.label_weight:
             raise UsageError(f"label_weight `{self.label_weight}` without labels", expected="0, or data with labels")
+        asks_for_labels = {
+            "class_map": bool(self.class_map),
+            "sampling": self.sampling != "natural",
+            "class_weights": self.class_weights != "none",
+            "smoothing": self.smoothing > 0.0,
+        }
+        asked = [name for name, given in asks_for_labels.items() if given]
+        if self.unlabelled and asked:
+            raise UsageError(f"{asked[0]} without labels", expected="its default, or data with labels")
         if not (self.kl_weight or self.labels_weigh or self.hard_weight or self.uses_features):
             raise UsageError("every weight is 0", expected="at least one term of the loss", hint="--kl-weight 0.9")
         if self.uses_cache and self.uses_features:

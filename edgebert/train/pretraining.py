@@ -24,6 +24,7 @@ from edgebert.train.feed import ViewFeed, plain_batch
 from edgebert.train.loop import Run, run_epochs
 from edgebert.train.objective import MaskedImageLearner
 from edgebert.train.options import TrainOptions
+from edgebert.train.stage import seen_in
 from edgebert.train.start import Start
 from edgebert.train.state import RunFolder
 from edgebert.train.views import float_views
@@ -77,8 +78,14 @@ class Pretraining:
             made_from["pretrain-data"] = loaded.sha256()
         fingerprint = {
             "stage": "pretrain",
-            "options": options.to_json(),
+            "options": {
+                **options.to_json(),
+                "model": start.name,
+                "device": accelerator.device.type,
+                "mixed_precision": str(accelerator.mixed_precision),
+            },
             "made_from": {"data": dataset.sha256(), **made_from},
+            "classes": list(labelled.class_names),
             "processes": accelerator.num_processes,
         }
         return cls(
@@ -132,7 +139,7 @@ class Pretraining:
                 saved,
             )
         self.start.model.load_state_dict(outcome.last.model.state_dict())
-        return replace(self.start, made_from=self.made_from)
+        return replace(self.start, made_from=self.made_from, seen=self.start.seen | seen_in(self.dataset))
 
     def remove(self) -> None:
         """Remove the state, once the training is complete."""

@@ -231,6 +231,7 @@ class Workshop:
             excluded=(),
             name=dataset.name,
             skipped=len(dataset.skipped),
+            task="multi-label" if dataset.task == "multi-label" else "single-label",
         )
         options = BenchOptions(
             data=dataset.name,

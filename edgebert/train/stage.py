@@ -20,10 +20,11 @@ from accelerate.utils import broadcast_object_list
 
 from edgebert import __version__
 from edgebert._files import check_folder_is_free, check_not_input, staged_folder
-from edgebert._json import JsonObject
+from edgebert._json import JsonObject, flat
 from edgebert.card import ImageSet, ModelCard, Provenance, Task
-from edgebert.card_io import CHECKPOINT_FOLDER
+from edgebert.card_io import CARD_FILE, CHECKPOINT_FOLDER, read_checkpoint_card
 from edgebert.data import Dataset, Example
+from edgebert.errors import UsageError
 from edgebert.examples import MIN_EXAMPLES, ExampleImage, example_images
 from edgebert.models.checkpoint import PixelClassifier, load_checkpoint, parameter_count, save_checkpoint
 from edgebert.preprocess import Preprocessing
@@ -95,6 +96,9 @@ class Stage:
         """Train, write the checkpoint and report."""
         folder = RunFolder(output, self._fingerprint())
         accelerator = self.accelerator
+        force = self.options.force or self._made(output)
+        check_folder_is_free(output, force=force, kind=CHECKPOINT_FOLDER)
+        self._check_processes()
         with folder.held() if accelerator.is_main_process else contextlib.nullcontext():
             _log.info("%s", self._summary())
             saved = folder.interrupted_run(resume=self.options.resume)
@@ -121,7 +125,7 @@ class Stage:
             told: list[TrainingReport | None] = [None]
             if accelerator.is_main_process:
                 told = [self._report(outcome, val, output, time.monotonic() - started)]
-                self._write(outcome, val, examples, output)
+                self._write(outcome, val, examples, output, force=force)
                 folder.remove()
             if accelerator.num_processes > 1:
                 broadcast_object_list(told)
@@ -161,10 +165,36 @@ class Stage:
         shown = dataset.val if len(dataset.val) >= MIN_EXAMPLES or dataset.task == "unlabelled" else dataset.train
         return example_images(shown, dataset.class_names, self.start.preprocessing, self.options.examples)
 
-    def _write(self, outcome: Outcome, val: ImageBatches, examples: tuple[ExampleImage, ...], output: Path) -> None:
+    def _made(self, output: Path) -> bool:
+        """Say whether the output is what this very run wrote before it was killed, its state not yet removed."""
+        if not (self.options.resume and (output / CARD_FILE).is_file()):
+            return False
+        provenance = read_checkpoint_card(output).provenance
+        ours = (self.name, dict(self.made_from), flat(self._stored_options()))
+        return (provenance.stage, dict(provenance.made_from), flat(provenance.options)) == ours
+
+    def _check_processes(self) -> None:
+        """Refuse batches in which some process would have no image."""
+        images, processes = len(self.dataset.train), self.accelerator.num_processes
+        smallest = images // -(-images // self.options.batch_size)
+        if smallest < processes:
+            raise UsageError(
+                f"a batch of {smallest} image(s) for {processes} processes",
+                expected=f"batch_size at least {processes}: it counts the images of all processes together",
+            )
+
+    def _write(
+        self,
+        outcome: Outcome,
+        val: ImageBatches,
+        examples: tuple[ExampleImage, ...],
+        output: Path,
+        *,
+        force: bool,
+    ) -> None:
         """Write the best checkpoint to `output`, and the last one into it."""
         last = self._card(evaluated(outcome.last, val, self.dataset.class_names, self.task), outcome.epochs)
-        with staged_folder(output, force=self.options.force, kind=CHECKPOINT_FOLDER) as staging:
+        with staged_folder(output, force=force, kind=CHECKPOINT_FOLDER) as staging:
             shutil.copytree(outcome.best, staging, dirs_exist_ok=True)
             (staging / "last").mkdir()
             save_checkpoint(staging / "last", outcome.last.model, last, examples)
@@ -221,6 +251,7 @@ class Stage:
             "options": dict(self._stored_options()),
             "made_from": dict(self.made_from),
             "classes": list(self.dataset.class_names),
+            "labels": self.dataset.sha256(),
             "processes": self.accelerator.num_processes,
         }
 
@@ -245,8 +276,22 @@ class Stage:
 def checked_request(output: Path, options: LoopOptions, *inputs: str) -> Accelerator:
     """Refuse before any image is read what would be refused later."""
     check_not_input(output, *inputs)
-    check_folder_is_free(output, force=options.force, kind=CHECKPOINT_FOLDER)
+    if not (options.resume and RunFolder(output, {}).path.exists()):  # else it may be this run's own: `Stage.run` looks
+        check_folder_is_free(output, force=options.force, kind=CHECKPOINT_FOLDER)
     return new_accelerator(options.mixed_precision, options.device)
+
+
+def check_apart(output: Path, cache: str | None) -> None:
+    """Refuse a cache inside the output, which is written as a whole, and an output inside the cache.
+
+    Raises:
+        UsageError: they lie in one another.
+    """
+    if cache is None:
+        return
+    folder, made = Path(cache).resolve(), output.resolve()
+    if made in (folder, *folder.parents) or folder in made.parents:
+        raise UsageError(f"the cache `{cache}` and the output `{output}` lie in one another", expected="two folders")
 
 
 def settled(options: _Options, start: Start) -> _Options:

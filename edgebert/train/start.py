@@ -16,7 +16,7 @@ from edgebert.card import ImageSet, Provenance
 from edgebert.data import Dataset, Example
 from edgebert.errors import BadDataError, InputNotFoundError, UsageError
 from edgebert.models.checkpoint import PRESETS, Checkpoint, is_preset, load_checkpoint, new_model, with_classes
-from edgebert.models.fusion import new_fusion
+from edgebert.models.fusion import is_fusion, new_fusion
 from edgebert.models.source import find_weights
 from edgebert.preprocess import Preprocessing, Resize, load_image
 from edgebert.train.options import LoopOptions
@@ -104,7 +104,7 @@ def _image_start(
     if not is_preset(name):
         if text_weights is not None:
             raise UsageError(f"text weights for `{name}`", expected="a BERT preset", hint="--model bert-base")
-        return _pretrained_start(_loaded(name, revision), options, class_names)
+        return _pretrained_start(_loaded(name, revision), options, dataset, is_student=teacher is not None)
     if revision is not None:
         raise UsageError(f"revision `{revision}` for the preset `{name}`", expected="a model of the hub")
     if teacher is None:
@@ -129,18 +129,22 @@ def _image_start(
 
 def _fused(start: Start, text_model: str, options: LoopOptions, dataset: Dataset) -> Start:
     """Return a start whose model reads the text of each image as well."""
+    _check_has_texts(dataset)
     texts = [example.text for example in dataset.train]
-    if not any(texts):
-        raise BadDataError(
-            f"no training image of `{dataset.name}` has a text",
-            expected="a column `text` in labels.csv or in the table",
-            hint="leave out --text-model",
-        )
     made_from = dict(start.made_from)
     if text_model != "scratch":
         made_from["text"] = sha256_of_folder(find_weights(text_model).path)
     model = new_fusion(start.model, text_model, texts, dataset.class_names, options.seed)
     return replace(start, model=model, name=f"fusion of {start.name}", made_from=made_from, untrained=False)
+
+
+def _check_has_texts(dataset: Dataset) -> None:
+    if not any(example.text for example in dataset.train):
+        raise BadDataError(
+            f"no training image of `{dataset.name}` has a text",
+            expected="a column `text` in labels.csv or in the table",
+            hint="train a model of the image alone: leave out --text-model",
+        )
 
 
 def _loaded(name: str, revision: str | None) -> Checkpoint:
@@ -155,8 +159,14 @@ def _loaded(name: str, revision: str | None) -> Checkpoint:
         ) from error
 
 
-def _pretrained_start(checkpoint: Checkpoint, options: LoopOptions, class_names: tuple[str, ...]) -> Start:
+def _pretrained_start(checkpoint: Checkpoint, options: LoopOptions, dataset: Dataset, *, is_student: bool) -> Start:
     rule = checkpoint.card.preprocessing
+    if is_fusion(checkpoint.model):
+        if is_student:
+            raise UsageError(
+                "a fusion model as a student: it reads a text with each image", expected="an image classifier"
+            )
+        _check_has_texts(dataset)
     if options.image_size is not None and (options.image_size, options.image_size) != (rule.height, rule.width):
         raise UsageError(
             f"image size `{options.image_size}` for a pretrained model",
@@ -170,7 +180,7 @@ def _pretrained_start(checkpoint: Checkpoint, options: LoopOptions, class_names:
             hint="leave out --resize, or train a preset",
         )
     return Start(
-        model=with_classes(checkpoint, class_names, seed=options.seed),
+        model=with_classes(checkpoint, dataset.class_names, seed=options.seed),
         name=str(checkpoint.model.config.model_type),
         preprocessing=rule,
         epochs=_PRETRAINED_EPOCHS,

@@ -1,7 +1,7 @@
 """The state of a run in progress: a hidden folder beside the output, gone when the run is.
 
     .NAME.training/
-        state-EPOCH-BATCH/      where the run was: complete epochs, and batches of the one begun
+        state-RUN-EPOCH-BATCH/  where the run was: complete epochs, and batches of the one begun
             state.safetensors   weights, running average and moments, with the position and the fingerprint as metadata
             SHA256SUMS          of the state and of every file of the best checkpoint that goes with it
         best-RUN-EPOCH/         the best checkpoint so far, complete and usable
@@ -38,7 +38,7 @@ _log = logging.getLogger("edgebert")
 _SCHEMA = "edgebert.training/2"
 _STATE, _SUMS = "state.safetensors", "SHA256SUMS"
 _STATE_FOLDER = FolderKind(marker=_SUMS, schema="", holds=(_STATE, _SUMS))
-_STATE_NAME = re.compile(r"state-(\d+)-(\d+)")
+_STATE_NAME = re.compile(r"state-([0-9a-f]{8})-(\d+)-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ class RunFolder:
             "tally": [position.tally.images, position.tally.loss, position.tally.right],
             "curve": [[record.loss, record.right, record.val_score, record.val_loss] for record in position.curve],
         }
-        kept = self.path / f"state-{position.epochs}-{position.batches}"
+        kept = self.path / f"state-{self._run}-{position.epochs}-{position.batches}"
         with staged_folder(kept, force=True, kind=_STATE_FOLDER) as staging:
             # Copies: two names of one tensor, or a view into another, are no safetensors file.
             copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -164,11 +164,11 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _states(self) -> list[Path]:
-        """Return the folders of states, the furthest first."""
+        """Return the folders of states: those of this run before those of another one, the furthest first."""
         found = []
         for entry in self.path.glob("state-*"):
             if match := _STATE_NAME.fullmatch(entry.name):
-                found.append(((int(match[1]), int(match[2])), entry))
+                found.append(((match[1] == self._run, int(match[2]), int(match[3])), entry))
         return [entry for _, entry in sorted(found, reverse=True)]
 
     def _sums(self, folder: Path, best: Path) -> str:
@@ -204,7 +204,7 @@ class RunFolder:
             batches=state.integer("batches"),
             best_epoch=state.integer("best_epoch"),
             best=None if best is None else (best[0], best[1]),
-            scaler={name: state.fields("scaler").number(name) for name in state.fields("scaler").value},
+            scaler=_scaler(state.fields("scaler")),
             tally=Tally(images=tally[0], loss=tally[1], right=tally[2]),
             curve=tuple(
                 EpochRecord(loss=loss, right=right, val_score=val_score, val_loss=val_loss)
@@ -231,3 +231,9 @@ class RunFolder:
                 expected="the same options, data and teacher",
                 hint="give the options it had, or start again without --resume",
             )
+
+
+def _scaler(fields: Fields) -> dict[str, float]:
+    """Return the gradient scaler's state; its counts must stay whole numbers."""
+    counts = {"growth_interval", "_growth_tracker"}
+    return {name: fields.integer(name) if name in counts else fields.number(name) for name in fields.value}

@@ -167,7 +167,7 @@ class Teachers:
             )
         cache.build(banks, live, feed, self.accelerator)
         cache.verify(banks, live, feed)
-        return Judge(learner=learner, teacher=CachedTeacher(cache, self.accelerator.device), banks=banks)
+        return Judge(learner=learner, teacher=CachedTeacher(cache, self.accelerator.device, feed.images), banks=banks)
 
     def _cache(self, feed: ViewFeed, folder: Path) -> TeacherCache:
         key = CacheKey(

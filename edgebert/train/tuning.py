@@ -231,7 +231,7 @@ def tune_recipe(
     runner = (stages or STAGE_FUNCTIONS)[space.stage]
     study = _opened_study(recipe, space, options)
     worker = _Worker(recipe=recipe, space=space, runner=runner, study=study, shared=_shared_inputs(recipe, space))
-    with _quiet_optuna():
+    with _quiet_optuna(), _lost_storage(options.storage):
         ran = worker.run(options.trials)
         report = _report(recipe, space, study, ran, time.monotonic() - started, output)
     if output is not None:
@@ -434,6 +434,19 @@ def _storage_errors(address: str) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise CannotWriteError(f"the storage `{shown}` cannot be used: {cause:.200}") from error
+
+
+@contextlib.contextmanager
+def _lost_storage(address: str) -> Iterator[None]:
+    """As `_storage_errors` while trials run, when an OSError may be a trial's own."""
+    optuna = require("optuna")
+    import sqlalchemy.exc  # comes with optuna
+
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        with _storage_errors(address):
+            raise error from error.__cause__
 
 
 @contextlib.contextmanager

@@ -30,10 +30,11 @@ from edgebert.errors import BadDataError, CannotWriteError, EdgebertError, Locke
 from edgebert.models.checkpoint import PixelClassifier, load_checkpoint
 from edgebert.train import DistillOptions, TrainOptions, checkpoint_from_data, checkpoint_from_teacher
 from edgebert.train.batches import ImageBatches
+from edgebert.train.curve import Tally
 from edgebert.train.evaluation import evaluated
 from edgebert.train.feed import ViewBatch, ViewFeed
 from edgebert.train.loop import seed_of
-from edgebert.train.state import RunFolder
+from edgebert.train.state import Position, RunFolder
 
 pytestmark = pytest.mark.usefixtures("uses_small_digits")
 
@@ -202,7 +203,7 @@ def test_interrupted_run_leaves_a_readable_state_and_no_pickle(
     assert load_checkpoint(best[0]).card.provenance.metrics["epoch"] == 1.0
     files = {entry.suffix for entry in folder.rglob("*") if entry.is_file()}
     assert files == {".safetensors", ".json", ".png", ""}  # the last is the list of hashes
-    with safe_open(folder / "state-1-0/state.safetensors", framework="pt") as stream:
+    with safe_open(next(folder.glob("state-*-1-0")) / "state.safetensors", framework="pt") as stream:
         assert json.loads(stream.metadata()["state"])["epochs"] == 1
 
 
@@ -215,10 +216,10 @@ def test_resume_refuses_the_state_of_another_run_and_names_the_difference(
             checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
     with pytest.raises(UsageError, match=r"options\.learning_rate `0\.002` then, `0\.004` now"):
         checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, learning_rate=4e-3, resume=True))
-    assert (tmp_path / ".out.training/state-1-0/state.safetensors").exists()
+    assert len(list((tmp_path / ".out.training").glob("state-*-1-0/state.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("file", ["state-1-0/state.safetensors", "state-1-0/SHA256SUMS", "best-*/model.safetensors"])
+@pytest.mark.parametrize("file", ["state-*/state.safetensors", "state-*/SHA256SUMS", "best-*/model.safetensors"])
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_resume_refuses_a_state_that_is_not_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, file: str, damage: str
@@ -244,8 +245,10 @@ def test_resume_takes_the_state_before_one_that_is_not_whole(tmp_path: Path, mon
         patch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(8, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
-    shutil.copytree(tmp_path / ".out.training/state-1-0", tmp_path / ".out.training/state-1-2")
-    (tmp_path / ".out.training/state-1-2/state.safetensors").write_bytes(b"\x00" * 100)
+    state = next((tmp_path / ".out.training").glob("state-*-1-0"))
+    further = state.with_name(state.name.replace("-1-0", "-1-2"))
+    shutil.copytree(state, further)
+    (further / "state.safetensors").write_bytes(b"\x00" * 100)
     checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, resume=True))
     assert sha256_of_folder(tmp_path / "out") == sha256_of_folder(tmp_path / "whole")
 
@@ -267,9 +270,65 @@ def test_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(CannotWriteError, match="No space left"):
             checkpoint_from_data("digits", tmp_path / "out", options)
     left = sorted(entry.name for entry in (tmp_path / ".out.training").iterdir() if not entry.name.startswith("best"))
-    assert left == ["state-0-4"]
+    assert [name[-4:] for name in left] == ["-0-4"]
     checkpoint_from_data("digits", tmp_path / "out", replace(options, resume=True))
     assert sha256_of_folder(tmp_path / "out") == sha256_of_folder(tmp_path / "whole")
+
+
+def test_resume_finishes_a_run_that_was_killed_before_its_state_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: RunFolder) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
+    whole = sha256_of_folder(tmp_path / "out")
+    with pytest.raises(CannotWriteError, match="exists"):
+        checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
+    with pytest.raises(CannotWriteError, match="exists"):  # that of another run
+        checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, seed=5, resume=True))
+    checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, resume=True))
+    assert sha256_of_folder(tmp_path / "out") == whole
+    assert not (tmp_path / ".out.training").exists()
+
+
+def test_resume_takes_its_own_state_before_one_of_another_run_that_is_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint_from_data("digits", tmp_path / "whole", _OPTIONS)
+    for options, stop in ((replace(_OPTIONS, seed=9), 14), (_OPTIONS, 8)):
+        with monkeypatch.context() as patch:
+            patch.setattr("edgebert.train.feed.ViewFeed.read", _interrupting(stop, KeyboardInterrupt))
+            patch.setattr("edgebert.train.state.shutil.rmtree", lambda path, **_: None)  # killed before it tidies up
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint_from_data("digits", tmp_path / "out", options)
+    assert len(list((tmp_path / ".out.training").glob("state-*"))) == 3
+    checkpoint_from_data("digits", tmp_path / "out", replace(_OPTIONS, resume=True))
+    assert sha256_of_folder(tmp_path / "out") == sha256_of_folder(tmp_path / "whole")
+
+
+def test_scaler_of_fp16_survives_a_state(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(1))  # makes its tensors
+    folder = RunFolder(tmp_path / "out", {})
+    position = Position(
+        epochs=1, batches=0, best_epoch=1, best=(0.5, 1.0), scaler=scaler.state_dict(), tally=Tally(), curve=()
+    )
+    folder.best(1).mkdir(parents=True)
+    folder.save(position, {})
+    saved = folder.interrupted_run(resume=True)
+    assert saved is not None
+    again = torch.amp.GradScaler("cpu")
+    again.load_state_dict(dict(saved.position.scaler))
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    again.scale(weight.sum()).backward()
+    again.step(optimizer)
+    again.update()  # refuses counts that are no whole numbers
+    assert again.get_scale() == 8.0
 
 
 def test_run_without_resume_replaces_an_interrupted_one_and_says_so(
@@ -296,9 +355,9 @@ def test_resume_starts_from_the_beginning_when_there_is_nothing(
 def test_run_killed_by_sigkill_is_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = replace(_OPTIONS, epochs=40)
     process = subprocess.Popen([sys.executable, "-c", _TRAIN_SMALL_DIGITS, str(tmp_path / "out")])
-    state = tmp_path / ".out.training/state-1-0"
+    folder = tmp_path / ".out.training"
     deadline = time.monotonic() + 120
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not any(folder.glob("state-*-1-0")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from edgebert._files import sha256_of_file, sha256_of_folder
-from edgebert.data import Dataset
+from edgebert.card_io import read_checkpoint_card
+from edgebert.data import Dataset, load_dataset
 from edgebert.errors import UnavailableError, UsageError
 from edgebert.models.checkpoint import load_checkpoint
 from edgebert.train import TrainOptions, checkpoint_from_data
@@ -162,6 +163,48 @@ def test_pretraining_leaves_out_test_images(
     options = replace(_OPTIONS, epochs=1, pretrain="mim", pretrain_epochs=1, pretrain_data="elsewhere")
     checkpoint_from_data("digits", tmp_path / "out", options)  # the fixture's test images cannot be read
     assert "left out: 5 test images" in caplog.text
+    card = read_checkpoint_card(tmp_path / "out")
+    assert not any(example.pixel_sha256 in card.seen for example in small_digits.test)
+
+
+@pytest.mark.usefixtures("uses_small_digits")
+def test_images_of_pretraining_are_seen_and_another_model_does_not_go_on(
+    tmp_path: Path, small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = load_dataset("digits").train[200:230]
+    elsewhere = replace(small_digits, train=more, task="unlabelled")
+    monkeypatch.setattr("edgebert.train.pretraining.load_unlabelled", lambda data, options: elsewhere)
+    options = replace(_OPTIONS, epochs=1, pretrain="mim", pretrain_epochs=1, pretrain_data="elsewhere")
+    checkpoint_from_data("digits", tmp_path / "out", options)
+    card = read_checkpoint_card(tmp_path / "out")
+    assert all(example.pixel_sha256 in card.seen for example in more)
+
+    def stop(epoch: int, score: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_from_data("digits", tmp_path / "cut", options, on_epoch=stop)
+    with pytest.raises(UsageError, match=r"options\.model"):
+        checkpoint_from_data("digits", tmp_path / "cut", replace(options, model="micro", resume=True))
+
+
+@pytest.mark.usefixtures("uses_small_digits")
+def test_states_come_behind_each_multiple_where_gradients_are_summed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgebert.train.state import RunFolder
+
+    saved: list[tuple[int, int]] = []
+    save = RunFolder.save
+
+    def noted(folder: RunFolder, position: Any, tensors: Any) -> None:
+        saved.append((position.epochs, position.batches))
+        save(folder, position, tensors)
+
+    monkeypatch.setattr(RunFolder, "save", noted)
+    options = replace(_OPTIONS, epochs=1, batch_size=10, accumulate=4, save_every=5)
+    checkpoint_from_data("digits", tmp_path / "out", options)  # 15 batches
+    assert saved == [(0, 8), (0, 12), (1, 0)]
 
 
 @pytest.mark.usefixtures("uses_small_digits")
@@ -216,3 +259,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=1e-3), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "teacher", "two"]
+    small = [*pair, *command, "--batch-size", "1", "-o", str(tmp_path / "small")]
+    ran = subprocess.run(small, capture_output=True, text=True, env=environment, check=False)
+    assert ran.returncode != 0
+    assert "a batch of 1 image(s) for 2 processes" in ran.stderr

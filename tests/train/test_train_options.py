@@ -55,6 +55,8 @@ def test_train_options_refuse_a_value_outside_its_range(wrong: dict[str, Any]) -
         {"kl_weight": -0.1},
         {"epochs": 0},
         {"unlabelled": True, "label_weight": 0.5},
+        {"unlabelled": True, "sampling": "balanced"},
+        {"unlabelled": True, "class_map": {"a": "b"}},
         {"kl_weight": 0.0, "label_weight": 0.0},
         {"cache_views": 4, "early_weight": 0.5},
     ],
@@ -74,7 +76,6 @@ def test_to_json_holds_what_decides_the_outcome_and_no_path() -> None:
     decides = {field.name for field in dataclasses.fields(DistillOptions)}
     assert decides - set(stored) == {
         "cache",
-        "class_map",
         "force",
         "gradient_checkpointing",
         "resume",

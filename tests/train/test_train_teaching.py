@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from edgebert._files import sha256_of_file, sha256_of_folder
 from edgebert.card_io import read_checkpoint_card
@@ -21,8 +22,14 @@ from edgebert.data import Dataset
 from edgebert.errors import BadDataError, CannotWriteError, EdgebertError, RefusedError, UsageError
 from edgebert.models.checkpoint import load_checkpoint, save_checkpoint
 from edgebert.models.student import StudentForImageClassification
+from edgebert.preprocess import Preprocessing
 from edgebert.train import DistillOptions, TrainOptions, checkpoint_from_data, checkpoint_from_teacher
-from edgebert.train.teacher import LiveTeacher
+from edgebert.train.batches import ImageBatches
+from edgebert.train.cache import CacheKey, TeacherCache, dense_log_probabilities
+from edgebert.train.feed import ViewBatch, ViewFeed
+from edgebert.train.loop import new_accelerator
+from edgebert.train.teacher import Answers, LiveTeacher
+from edgebert.train.views import ViewSpec
 
 pytestmark = pytest.mark.usefixtures("uses_small_digits")
 
@@ -243,6 +250,60 @@ def test_cache_whose_answers_were_changed_is_refused(make_teacher: Callable[...,
         _distil(teacher, tmp_path / "out", cache=str(cache))
 
 
+def test_cache_with_a_nan_is_refused(make_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    teacher, cache = make_teacher("nano", seed=3), tmp_path / "cache"
+    _distil(teacher, tmp_path / "first", cache=str(cache), epochs=1)
+    np.save(cache / "bank-00000.npy", np.load(cache / "bank-00000.npy") * np.float16(np.nan))
+    with pytest.raises(EdgebertError, match="view 0"):
+        _distil(teacher, tmp_path / "out", cache=str(cache), epochs=1)
+
+
+def test_cache_whose_card_was_being_written_is_begun_again(make_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/.cache.json.staging-1.json").write_text("{")
+    _distil(make_teacher("nano", seed=3), tmp_path / "out", cache=str(tmp_path / "cache"), epochs=1)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["bank-00000.npy", "cache.json"]
+
+
+@pytest.mark.parametrize("cache", ["out", "out/answers", "."])
+def test_cache_and_output_in_one_another_are_refused(
+    make_teacher: Callable[..., Path], tmp_path: Path, cache: str
+) -> None:
+    with pytest.raises(UsageError, match="lie in one another"):
+        _distil(make_teacher("nano", seed=3), tmp_path / "out", cache=str(tmp_path / cache))
+
+
+def test_cache_of_many_classes_holds_the_ten_most_probable(tmp_path: Path) -> None:
+    answers = torch.randn(6, 150) * 5.0
+    chosen = functional.log_softmax(answers, dim=1).topk(10, dim=1)
+    dense = dense_log_probabilities(chosen.indices, chosen.values, 150)
+    assert torch.allclose(dense.exp().sum(dim=1), torch.ones(6), atol=1e-5)
+    assert torch.equal(dense.gather(1, chosen.indices), chosen.values)
+    rest = dense.scatter(1, chosen.indices, torch.nan)
+    assert all(len(row[~row.isnan()].unique()) == 1 for row in rest)  # spread evenly
+
+
+def test_cache_recheck_lets_classes_of_equal_rank_change_places(
+    small_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgebert.train.cache.FULL_CLASSES", 5)
+    monkeypatch.setattr("edgebert.train.cache.TOP_CLASSES", 4)
+    images = ImageBatches(small_digits.train, Preprocessing(height=8, width=8), classes=10)
+    feed = ViewFeed(images, ViewSpec(height=8, width=8), seed=0, device=torch.device("cpu"))
+    key = CacheKey(teacher="t", data="d", views={}, precision="bf16")
+    cache = TeacherCache(tmp_path / "cache", key, images=len(images), classes=10, task="single-label")
+    fixed = torch.tensor([9.0, 7.0, 5.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+
+    def teacher(swap: float) -> Callable[[ViewBatch], Answers]:
+        logits = fixed + swap * torch.eye(10)[4]
+        return lambda batch: Answers(logits=logits.expand(len(batch.positions), -1), tokens={}, grids={})
+
+    cache.build(1, teacher(-0.01), feed, new_accelerator("no", "cpu"))
+    cache.verify(1, teacher(+0.01), feed)  # now class 4 is the fourth, and class 3 the fifth
+    with pytest.raises(RefusedError):
+        cache.verify(1, teacher(20.0), feed)
+
+
 def test_cache_takes_no_folder_of_something_else(make_teacher: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/read.me").write_text("mine")
@@ -273,6 +334,15 @@ def test_fusion_teacher_reads_texts_and_its_student_does_not(
     student = load_checkpoint(tmp_path / "student")
     assert isinstance(student.model, StudentForImageClassification)
     assert student.card.provenance.made_from["teacher"] == load_checkpoint(tmp_path / "fusion").sha256
+
+    with pytest.raises(UsageError, match="a fusion model as a student"):
+        checkpoint_from_teacher(
+            str(folder), str(tmp_path / "fusion"), tmp_path / "out", replace(_OPTIONS, student=str(tmp_path / "fusion"))
+        )
+    with pytest.raises(BadDataError, match="has a text"):
+        checkpoint_from_data(
+            "digits", tmp_path / "out", replace(options, model=str(tmp_path / "fusion"), text_model=None)
+        )
 
 
 def test_text_model_without_texts_is_refused(tmp_path: Path) -> None:
