@@ -97,6 +97,7 @@ def test_multilabel_metrics_equal_scikit_learn() -> None:
     assert [row.precision for row in rows] == pytest.approx(precision)
     assert [row.recall for row in rows] == pytest.approx(recall)
     assert [row.f1 for row in rows] == pytest.approx(f1)
+    assert support is not None
     assert [row.support for row in rows] == support.tolist()
 
 

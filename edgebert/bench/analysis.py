@@ -145,7 +145,8 @@ def accuracy_from_samples(
     top1 = share_of(right, len(labels))
     several, confusion = None, np.zeros((0, 0), np.int64)
     if "score" in samples.columns:
-        truth, said, scores = (each[answered] for each in several_of(samples, arm, len(class_names)))
+        truth, said, scores = several_of(samples, arm, len(class_names))
+        truth, said, scores = truth[answered], said[answered], scores[answered]
         several = _several_accuracy(top1, truth, said, scores)
         macro, rows = several.macro_f1, multilabel_rows(truth, said, class_names)
     else:

@@ -97,7 +97,8 @@ class TeacherCache:
 
     def __init__(self, folder: Path, key: CacheKey, *, images: int, classes: int, task: Task) -> None:
         self.folder, self._key = folder, key
-        self._images, self._classes, self._task = images, classes, task
+        self._images, self._classes = images, classes
+        self._task: Task = task
         self._full = classes <= FULL_CLASSES or task == "multi-label"
         self._width = classes if self._full else TOP_CLASSES
         # One at a time: pages that were read count as this process's memory for as long as they are mapped.

@@ -49,5 +49,7 @@ class Tally:
         if accelerator.num_processes == 1:
             return self
         sums = torch.tensor([self.images, self.loss, self.right], dtype=torch.float64, device=accelerator.device)
-        images, loss, right = accelerator.reduce(sums, reduction="sum").tolist()
+        reduced = accelerator.reduce(sums, reduction="sum")
+        assert isinstance(reduced, torch.Tensor)
+        images, loss, right = reduced.tolist()
         return Tally(images=images, loss=loss, right=right)

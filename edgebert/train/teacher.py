@@ -42,7 +42,7 @@ class Answers:
 class Teacher(Protocol):
     """Answers for views."""
 
-    def __call__(self, batch: ViewBatch) -> Answers:
+    def __call__(self, batch: ViewBatch, /) -> Answers:
         """Return the answers for a batch, without gradients.
 
         Raises:
@@ -77,7 +77,8 @@ class LiveTeacher:
         self.classifiers = [
             classifier.eval().requires_grad_(False).to(accelerator.device) for classifier in classifiers
         ]
-        self._sizes, self._task, self._accelerator, self._images = sizes, task, accelerator, images
+        self._sizes, self._accelerator, self._images = sizes, accelerator, images
+        self._task: Task = task
         self._tapped = tuple(tapped)
 
     def __call__(self, batch: ViewBatch) -> Answers:

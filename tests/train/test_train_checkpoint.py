@@ -325,7 +325,7 @@ def test_scaler_of_fp16_survives_a_state(tmp_path: Path) -> None:
     again.load_state_dict(dict(saved.position.scaler))
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    again.scale(weight.sum()).backward()
+    torch.autograd.backward(again.scale(weight.sum()))
     again.step(optimizer)
     again.update()  # refuses counts that are no whole numbers
     assert again.get_scale() == 8.0
