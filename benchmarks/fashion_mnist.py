@@ -91,6 +91,7 @@ def main() -> int:
     fashion_data(arguments.source, data)
     started = time.monotonic()
     seeds = range(arguments.seeds)
+    kept = len(list(folder.glob("*-*.json")))
     run_all(arguments, [("teacher", 0)])
     # The first distillation makes the cache that the others read.
     run_all(arguments, [("distilled", 0), *(("labels", seed) for seed in seeds)])
@@ -112,7 +113,8 @@ def main() -> int:
     }
     for verdict, holds in verdicts.items():
         print(f"{'PASS' if holds else 'FAIL'}: {verdict}")
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes in this call, {arguments.jobs} trainings at a time")
+    minutes = (time.monotonic() - started) / 60
+    print(f"{minutes:.1f} minutes in this call, {arguments.jobs} trainings at a time; {kept} were made by earlier calls")
     if arguments.json:
         result = {
             "labels": [made.top1 for made in labels],

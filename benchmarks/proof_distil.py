@@ -13,8 +13,10 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -111,7 +113,7 @@ def run_item(item: Item, data: Path, folder: Path) -> None:
         check=False,
         env={**os.environ, "CI": "1"},
     )
-    said = [line for line in ran.stdout.strip().splitlines() if line.strip()]
+    said = [shown(line, data) for line in ran.stdout.strip().splitlines() if line.strip()]
     record = {
         "passed": ran.returncode == 0,
         "said": said[-12:],
@@ -122,6 +124,11 @@ def run_item(item: Item, data: Path, folder: Path) -> None:
     }
     (folder / f"{item.name}.record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{'PASS' if record['passed'] else 'FAIL'} {item.name}: {said[-1] if said else 'said nothing'}", flush=True)
+
+
+def shown(line: str, data: Path) -> str:
+    """Return a line without the paths of this computer."""
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s`]+", "TMP", line.replace(str(data), "FOLDER"))
 
 
 def read_record(folder: Path, item: Item) -> dict[str, object]:

@@ -269,10 +269,15 @@ def _plain_options(options: object) -> dict[str, JsonValue]:
 
 
 def _named_content(options: object) -> dict[str, JsonValue]:
-    """Return the hashes of what options name on disk: a model's folder, a folder of canaries."""
-    paths = {
-        key: Path(value) for key, value in _plain_options(options).items() if isinstance(value, str) and key != "data"
-    }
+    """Return the hashes of what options name on disk: a model's folder, further teachers, a folder of canaries.
+
+    Not of the data, which are hashed by their pixels, nor of a cache, which the stage itself fills.
+    """
+    paths: dict[str, Path] = {}
+    for key, value in _plain_options(options).items():
+        if key not in ("data", "cache"):
+            named = value if isinstance(value, (list, tuple)) else [value]
+            paths.update({f"{key} {text}": Path(text) for text in named if isinstance(text, str)})
     return {key: sha256_of_path(path) for key, path in paths.items() if path.exists()}
 
 

@@ -28,6 +28,7 @@ class FirstOptions:
     times: int = 1
     seed: int = 0
     names: tuple[str, ...] = ()
+    cache: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -144,6 +145,21 @@ def test_run_recipe_makes_again_what_an_option_names(calls: _Calls, tmp_path: Pa
     calls.clear()
     run_recipe(_read(tmp_path, TEXT, change))
     assert calls == ["first"]
+
+
+def test_run_recipe_makes_again_what_a_list_names_and_not_for_its_own_cache(calls: _Calls, tmp_path: Path) -> None:
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    for folder in (model, cache):
+        folder.mkdir()
+        (folder / "content").write_text("one")
+    text = TEXT.replace("times = 2", f'times = 2\nnames = ["{model}"]\ncache = "{cache}"')
+    run_recipe(_read(tmp_path, text))
+    (cache / "content").write_text("two")
+    run_recipe(_read(tmp_path, text))
+    assert calls == ["first", "second"]
+    (model / "content").write_text("two")
+    run_recipe(_read(tmp_path, text))
+    assert calls == ["first", "second", "first"]  # it came out equal
 
 
 def test_run_recipe_tells_a_stage_that_it_was_interrupted(calls: _Calls, tmp_path: Path) -> None:
