@@ -1,14 +1,19 @@
 """Lists the images of parquet files and of Hugging Face data sets, without decoding any.
 
-Images stay encoded until our own decoder sees their bytes. A parquet file's encoded images are held in memory; those of
-a Hugging Face data set are read from its memory-mapped files.
+Images stay encoded until our own decoder sees their bytes. A parquet file cannot be read row by row, so its encoded images
+are copied into a file without a name in the temporary folder (TMPDIR) and read from there; those of a Hugging Face data set
+are read from its memory-mapped files. Memory holds neither.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import logging
+import os
 import re
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -36,11 +41,13 @@ from edgebert.preprocess import read_image_file
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
+    import pyarrow.parquet
 
 logger = logging.getLogger("edgebert")
 
 _LOCAL_WAY = "edgebert train FOLDER, with FOLDER/train/<class>/*, or a folder written by `save_to_disk`"
+
+_ROWS = 256  # of a parquet file read at a time
 
 _HUB_SECONDS = 10.0  # it answers in well under one
 
@@ -48,11 +55,31 @@ _HUB_SECONDS = 10.0  # it answers in well under one
 class _ParquetImages:
     """The image column of a parquet file: bytes, or a struct of `bytes` and `path`."""
 
-    def __init__(self, column: pyarrow.ChunkedArray, folder: Path) -> None:
-        self._column, self._folder = column, folder
+    def __init__(self, parquet: pyarrow.parquet.ParquetFile, folder: Path) -> None:
+        self._folder = folder
+        self._ends = array.array("Q", [0])
+        self._others: dict[int, object] = {}  # rows that hold no bytes: paths, and what is no image
+        with tempfile.TemporaryFile(prefix="edgebert-images-") as file:
+            for batch in parquet.iter_batches(batch_size=_ROWS, columns=["image"]):
+                for value in batch.column(0).to_pylist():
+                    held = value.get("bytes") if isinstance(value, Mapping) else value
+                    encoded = held if isinstance(held, bytes) else b""
+                    if not encoded:
+                        self._others[len(self._ends) - 1] = value
+                    file.write(encoded)
+                    self._ends.append(self._ends[-1] + len(encoded))
+            file.flush()
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
 
     def encoded(self, row: int) -> bytes:
-        value = _bytes_or_path(self._column[row].as_py())
+        if row not in self._others:
+            start, end = self._ends[row], self._ends[row + 1]
+            return os.pread(self._descriptor, end - start, start)
+        value = _bytes_or_path(self._others[row])
         return value if isinstance(value, bytes) else read_image_file(inside(self._folder, value))
 
 
@@ -161,16 +188,16 @@ def _parquet_entries(path: Path, prefix: str, split: SplitName | None, labels: L
             label = label_column_of(columns, what=f"`{path}`") if labels == "needed" else None
             if "image" not in columns:
                 raise BadDataError(f"`{path}` has the columns {', '.join(columns)}", expected="image, label")
-            table = file.read(columns=[name for name in ("image", label, "split", "text") if name in columns])
+            table = file.read(columns=[name for name in (label, "split", "text") if name in columns])
+            images = _ParquetImages(file, path.parent)
         pyarrow.default_memory_pool().release_unused()  # reading takes several times what stays, and would keep it
     except (OSError, pyarrow.ArrowException) as error:
         raise BadDataError(f"`{path}` cannot be read as parquet: {error}") from error
-    splits: Sequence[SplitName | None] = [split for _ in range(len(table))]
+    splits: Sequence[SplitName | None] = [split for _ in range(len(images))]
     if "split" in columns and split is None:
         splits = given_splits(table.column("split").to_pylist(), what=f"`{path}`")
-    texts = _texts(table.column("text").to_pylist() if "text" in columns else [], len(table), prefix)
-    images = _ParquetImages(table.column("image"), path.parent)
-    classes: Sequence[tuple[str, ...]] = [() for _ in range(len(table))]
+    texts = _texts(table.column("text").to_pylist() if "text" in columns else [], len(images), prefix)
+    classes: Sequence[tuple[str, ...]] = [() for _ in range(len(images))]
     if label is not None:
         names = _names_in_metadata(table.schema.metadata or {}, label, what=f"`{path}`")
         classes = _classes_of_rows(prefix, table.column(label).to_pylist(), names)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bisect
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -34,27 +35,38 @@ _PREFIX_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """The images an artefact has seen, by the first bytes of their pixel hashes."""
+    """The images an artefact has seen, by the first bytes of their pixel hashes.
 
-    prefixes: frozenset[bytes] = frozenset()
+    Attributes:
+        packed: the entries one behind the other, sorted, each once: a set of a million takes 6 MB and not 100.
+    """
+
+    packed: bytes = b""
 
     @classmethod
     def from_hashes(cls, hashes: Iterable[str]) -> ImageSet:
         """Make a set from SHA-256 hashes of decoded pixels (`edgebert.preprocess.pixel_sha256`)."""
-        return cls(frozenset(bytes.fromhex(sha256[: 2 * _PREFIX_BYTES]) for sha256 in hashes))
+        return cls(_packed({bytes.fromhex(sha256[: 2 * _PREFIX_BYTES]) for sha256 in hashes}))
 
     def __contains__(self, sha256: str) -> bool:
-        return bytes.fromhex(sha256[: 2 * _PREFIX_BYTES]) in self.prefixes
+        wanted = bytes.fromhex(sha256[: 2 * _PREFIX_BYTES])
+        at = bisect.bisect_left(range(len(self)), wanted, key=self._entry)
+        return at < len(self) and self._entry(at) == wanted
 
     def __len__(self) -> int:
-        return len(self.prefixes)
+        return len(self.packed) // _PREFIX_BYTES
 
     def __or__(self, other: ImageSet) -> ImageSet:
-        return ImageSet(self.prefixes | other.prefixes)
+        if not self.packed or not other.packed:
+            return self if self.packed else other
+        return ImageSet(_packed({each._entry(at) for each in (self, other) for at in range(len(each))}))
+
+    def _entry(self, at: int) -> bytes:
+        return self.packed[at * _PREFIX_BYTES : (at + 1) * _PREFIX_BYTES]
 
     def to_text(self) -> str:
         """Return the set as base64, sorted: equal sets give equal text."""
-        return base64.b64encode(b"".join(sorted(self.prefixes))).decode("ascii")
+        return base64.b64encode(self.packed).decode("ascii")
 
     @classmethod
     def from_text(cls, text: str) -> ImageSet:
@@ -71,7 +83,11 @@ class ImageSet:
             raise BadDataError(
                 f"the list of seen images has {len(packed)} bytes", expected=f"a multiple of {_PREFIX_BYTES}"
             )
-        return cls(frozenset(packed[at : at + _PREFIX_BYTES] for at in range(0, len(packed), _PREFIX_BYTES)))
+        return cls(_packed({packed[at : at + _PREFIX_BYTES] for at in range(0, len(packed), _PREFIX_BYTES)}))
+
+
+def _packed(entries: Iterable[bytes]) -> bytes:
+    return b"".join(sorted(entries))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,5 +237,8 @@ def check_class_names(names: tuple[str, ...]) -> None:
 
 
 def hash_of_hashes(hashes: Iterable[str]) -> str:
-    """Return one SHA-256 for an ordered list of hashes."""
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    """Return one SHA-256 for an ordered list of hashes, that of the lines joined by line feeds."""
+    digest = hashlib.sha256()
+    for number, entry in enumerate(hashes):  # one by one: a million of them joined would be a hundred megabytes
+        digest.update(f"\n{entry}".encode() if number else entry.encode())
+    return digest.hexdigest()

@@ -224,10 +224,12 @@ def load_dataset(data: str | Path, options: DataOptions | None = None) -> Datase
     )
     numbers = {name: number for number, name in enumerate(class_names)}
     splits: dict[SplitName, list[Example]] = {"train": [], "val": [], "test": []}
+    shared: dict[tuple[str, ...], tuple[int, ...]] = {}  # one tuple for all images of the same labels
     for image in scanned:
         entry = image.entry
         split = entry.split if entry.split in ("val", "test") else chosen[image.sha256]
-        splits[split].append(_example(image, tuple(sorted(numbers[name] for name in entry.class_names))))
+        labels = shared.setdefault(entry.class_names, tuple(sorted(numbers[name] for name in entry.class_names)))
+        splits[split].append(_example(image, labels))
     for split, examples in splits.items():
         _check_classes(split, examples, class_names, task, supplied=split in supplied)
     train, val, test = (tuple(sorted(splits[split], key=_example_order)) for split in _SPLITS)
@@ -428,11 +430,16 @@ def _report_skipped(skipped: Sequence[SkippedFile], files: int, max_skipped: flo
         )
 
 
-def _warn_of_equal_pixels(scanned: Iterable[_Scanned]) -> None:
+def _warn_of_equal_pixels(scanned: Sequence[_Scanned]) -> None:
     """Warn of the same pixels in two splits that the user made, and of the same pixels under two labels."""
+    known: set[str] = set()
+    twice: set[str] = set()
+    for image in scanned:
+        (twice if image.sha256 in known else known).add(image.sha256)
     by_hash: dict[str, list[Entry]] = defaultdict(list)
     for image in scanned:
-        by_hash[image.sha256].append(image.entry)
+        if image.sha256 in twice:
+            by_hash[image.sha256].append(image.entry)
     leaks: dict[tuple[str, str], list[str]] = defaultdict(list)
     contradictions: list[str] = []
     for entries in by_hash.values():
