@@ -114,7 +114,9 @@ def main() -> int:
     for verdict, holds in verdicts.items():
         print(f"{'PASS' if holds else 'FAIL'}: {verdict}")
     minutes = (time.monotonic() - started) / 60
-    print(f"{minutes:.1f} minutes in this call, {arguments.jobs} trainings at a time; {kept} were made by earlier calls")
+    print(
+        f"{minutes:.1f} minutes in this call, {arguments.jobs} trainings at a time; {kept} were made by earlier calls"
+    )
     if arguments.json:
         result = {
             "labels": [made.top1 for made in labels],

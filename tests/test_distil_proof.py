@@ -67,7 +67,7 @@ def test_memory_of_distillation_grows_by_little(tmp_path: Path) -> None:
     """600 and 3,000 images: mechanism only, the 15 % are judged on 6,000 and 60,000 by the proof."""
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import distil_memory as d; from pathlib import Path;"
-        "d.FEW, d.MANY, d.MOST_RATIO = 600, 3_000, 1.3; sys.argv = ['', sys.argv[2], '--json', sys.argv[3]];"
+        "d.FEW, d.MANY, d.MOST_RATIO, d.RUNS = 600, 3_000, 1.3, 1; sys.argv = ['', sys.argv[2], '--json', sys.argv[3]];"
         "sys.exit(d.main())"
     )
     result = tmp_path / "memory.json"
