@@ -19,8 +19,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,9 +188,7 @@ class TeacherCache:
         with contextlib.ExitStack() as files:
             # The values are finished last: a bank counts when its first file is there, and then the other one is.
             values, *others = (
-                np.lib.format.open_memmap(
-                    files.enter_context(staged_file(path, force=True)), mode="w+", dtype=kind, shape=shape
-                )
+                _mapped_array(files.enter_context(staged_file(path, force=True)), kind, shape)
                 for path, kind in zip(self._paths(bank), (np.float16, np.int32), strict=False)
             )
             for batch in feed.read(parts, bank):
@@ -283,6 +283,18 @@ def half_logits(logits: Tensor, *, task: Task) -> NDArray[np.float16]:
         logits = torch.where(beyond, logits - logits.amax(dim=1, keepdim=True), logits)
     half: NDArray[np.float16] = logits.clamp(min=-limit, max=limit).numpy().astype(np.float16)
     return half
+
+
+def _mapped_array(path: Path, kind: type[Any], shape: tuple[int, int]) -> np.memmap[Any, Any]:
+    """Return a new .npy file's content, mapped, its room on the disk taken: a full one is an error here, and not a SIGBUS later.
+
+    Raises:
+        OSError: there is no room.
+    """
+    mapped: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+    with path.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return mapped
 
 
 def _is_free(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -256,6 +257,18 @@ def test_cache_with_a_nan_is_refused(make_teacher: Callable[..., Path], tmp_path
     np.save(cache / "bank-00000.npy", np.load(cache / "bank-00000.npy") * np.float16(np.nan))
     with pytest.raises(EdgebertError, match="view 0"):
         _distil(teacher, tmp_path / "out", cache=str(cache), epochs=1)
+
+
+def test_cache_on_a_full_disk_is_an_error_and_leaves_no_half_bank(
+    make_teacher: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgebert.train.cache.os.posix_fallocate", full)
+    with pytest.raises(CannotWriteError, match="No space left"):
+        _distil(make_teacher("nano", seed=3), tmp_path / "out", cache=str(tmp_path / "cache"), epochs=1)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["cache.json"]
 
 
 def test_cache_whose_card_was_being_written_is_begun_again(make_teacher: Callable[..., Path], tmp_path: Path) -> None:
