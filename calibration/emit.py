@@ -26,7 +26,7 @@ def int8_graph(model: onnx.ModelProto, table: ScaleTable, places: Collection[str
     """Return the graph with Q/DQ pairs at the operators named, and no others.
 
     Args:
-        model: an FP32 graph whose nodes are named; not changed.
+        model: a graph whose nodes are named; not changed. An INT8 one keeps what it has.
         table: scales of every value and weight that the placement quantises.
         places: names of Conv, Gemm and MatMul nodes. One with a weight gets an int8 weight; a product of two activations gets
             a pair at both.
@@ -38,7 +38,12 @@ def int8_graph(model: onnx.ModelProto, table: ScaleTable, places: Collection[str
     result.CopyFrom(model)
     topology = Topology(model)
     nodes: list[NodeProto] = []
-    pairs: dict[str, str] = {}  # one pair serves every reader of a value, such as Q, K and V
+    # One pair serves every reader of a value, such as Q, K and V; also one that the graph has already.
+    pairs = {
+        node.input[0]: topology.consumers[node.output[0]][0].output[0]
+        for node in result.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
     for node in result.graph.node:
         if node.name in places:
             operands = (0,) if topology.is_weight(node.input[1]) else (0, 1)
@@ -91,7 +96,7 @@ def _pair(model: onnx.ModelProto, value: str, table: ScaleTable) -> list[NodePro
 
 def _stored_weight(model: onnx.ModelProto, linear: NodeProto, topology: Topology, table: ScaleTable) -> NodeProto:
     """Store a linear's weight as int8 and return its DQ, the axis written down."""
-    weight, scale = topology.array(linear.input[1]), table.weights.get(linear.name)
+    weight, scale = topology.floats(linear.input[1]), table.weights.get(linear.name)
     if weight is None or scale is None:
         raise EdgebertError(f"no scales were chosen for the weight of {linear.op_type} `{linear.name}`")
     axis = weight_axis(linear) % weight.ndim

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.data import Dataset, Example
 from edgebert.errors import BadDataError
-from edgebert.preprocess import RgbImage
+from edgebert.preprocess import Preprocessing, RgbImage, load_image
 
 # Medians over 64 images, measured: neighbouring pixels correlate by 0.99 in blood-cell photographs, 0.70 in the 8x8 digits
 # and 0.03 in noise (0.02 from 16x16 on).
@@ -33,6 +33,20 @@ def calibration_examples(dataset: Dataset, count: int) -> tuple[Example, ...]:
             expected="a training split: ranges are never measured on test images",
         )
     return spread_over_classes(dataset.train, count)
+
+
+def calibration_slices(
+    dataset: Dataset, calibrate: int, select: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return two disjoint slices of the training split (temporary: the audit branch has the real one)."""
+    drawn = spread_over_classes(dataset.train, calibrate + select)
+    count = calibrate if len(drawn) >= calibrate + select else len(drawn) * 2 // 3
+    return drawn[:count], drawn[count:]
+
+
+def images_of(examples: Sequence[Example], rule: Preprocessing) -> Callable[[], Iterator[RgbImage]]:
+    """Return a function that gives the images as often as it is called: uint8 (height, width, 3), one at a time."""
+    return lambda: (load_image(example.load(), rule) for example in examples)
 
 
 def spread_over_classes(examples: Sequence[Example], count: int) -> tuple[Example, ...]:

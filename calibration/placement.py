@@ -1,4 +1,4 @@
-"""Which operators stay in float: the stem, attention and the head, found by the graph's structure and not by names.
+"""Which operators may stay in float: the stem, attention and the head, found by the graph's structure and not by names.
 
 * **attention**: products of two activations. Softmax in int8 has 128 levels where a diffuse head over 197 tokens needs
   a step of 1/197, and TensorRT's and OpenVINO's fused float attention stays whole.
@@ -8,12 +8,14 @@
 * **constant**: a constant on the left of a product is no layer's weight (a fixed interpolation, a mixing matrix).
 * **stem**: the first linears after the pixels, under 1 % of the work. In a network with attention, the whole chain of
   convolutions in front of the first branch: a student's stem has two or three.
+
+That is the narrowest placement, the `core`. A `Layout` says what of the rest is quantised as well; the search tries them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
@@ -22,6 +24,31 @@ from onnx import NodeProto
 from edgebert.export.topology import LINEAR_OPERATORS, Topology
 
 Reason = Literal["attention", "constant", "head", "stem"]
+AttentionMode = Literal["float", "qk", "full"]
+
+# What a value passes on its way from a product to its softmax: scaled, masked or biased, and moved.
+_TO_SOFTMAX = ("Add", "Div", "Mul", "Reshape", "Sub", "Transpose", "Where")
+_FROM_SOFTMAX = ("Cast", "Identity", "Reshape", "Transpose")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What is quantised beside the core.
+
+    Attributes:
+        attention: `float` for none of its products; `qk` for queries times keys; `full` for softmax times values as well.
+        stem: whether the stem is.
+        head: whether the head is.
+    """
+
+    attention: AttentionMode = "float"
+    stem: bool = False
+    head: bool = False
+
+    def to_text(self) -> str:
+        """Return it in a few words, such as `attention float, stem int8, head float`."""
+        stem, head = ("int8" if inside else "float" for inside in (self.stem, self.head))
+        return f"attention {self.attention}, stem {stem}, head {head}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +58,21 @@ class Placement:
     Attributes:
         quantised: names of the Conv, Gemm and MatMul nodes whose input and weight become int8, in graph order.
         kept_float: names of the others -> why.
+        products: names of attention's products among them -> which of the two it is; others have no name for what they are.
     """
 
     quantised: tuple[str, ...]
     kept_float: dict[str, Reason]
+    products: dict[str, Literal["qk", "pv"]] = field(default_factory=dict)
+
+    def places(self, layout: Layout) -> tuple[str, ...]:
+        """Return the names of the operators that a layout quantises: the core, and what it adds."""
+        added = {name for name, reason in self.kept_float.items() if reason == "stem" and layout.stem}
+        added |= {name for name, reason in self.kept_float.items() if reason == "head" and layout.head}
+        if layout.attention != "float":
+            modes = ("qk",) if layout.attention == "qk" else ("qk", "pv")
+            added |= {name for name, mode in self.products.items() if mode in modes}
+        return (*self.quantised, *sorted(added))
 
 
 def placement_of_graph(model: onnx.ModelProto) -> Placement:
@@ -55,7 +93,38 @@ def placement_of_graph(model: onnx.ModelProto) -> Placement:
     kept_float.update((node.name, "head") for node in topology.weighted_linears() if node.input[0] in vectors)
     kept_float.update((name, "head") for name in _head(topology) if name in linears)
     kept_float.update((name, "stem") for name in _stem(topology, has_attention=bool(products)) if name in linears)
-    return Placement(quantised=tuple(name for name in linears if name not in kept_float), kept_float=kept_float)
+    return Placement(
+        quantised=tuple(name for name in linears if name not in kept_float),
+        kept_float=kept_float,
+        products=_attention_products(topology),
+    )
+
+
+def _attention_products(topology: Topology) -> dict[str, Literal["qk", "pv"]]:
+    """Tell queries times keys, whose answer a softmax takes, from softmax times values."""
+    found: dict[str, Literal["qk", "pv"]] = {}
+    for node in topology.activation_products():
+        if _leads_down_to(topology, node.output[0], "Softmax", _TO_SOFTMAX):
+            found[node.name] = "qk"
+        elif _leads_up_to(topology, node.input[0], "Softmax", _FROM_SOFTMAX):
+            found[node.name] = "pv"
+    return found
+
+
+def _leads_down_to(topology: Topology, value: str, operator: str, through: tuple[str, ...]) -> bool:
+    readers = _readers(topology, value)
+    return any(
+        node.op_type == operator
+        or (node.op_type in through and _leads_down_to(topology, node.output[0], operator, through))
+        for node in readers
+    )
+
+
+def _leads_up_to(topology: Topology, value: str, operator: str, through: tuple[str, ...]) -> bool:
+    node = topology.producers.get(value)
+    while node is not None and node.op_type in through:
+        node = topology.producers.get(node.input[0])
+    return node is not None and node.op_type == operator
 
 
 def _vector_values(model: onnx.ModelProto) -> set[str]:

@@ -1,4 +1,4 @@
-"""From a float graph to the portable INT8 graph: NNCF measures the ranges on training images, edgebert places and proves.
+"""From a float graph to the portable INT8 graph: ranges from training images, choices by held-out ones, proof on validation.
 
 >>> QuantizeOptions(images=2)
 Traceback (most recent call last):
@@ -10,43 +10,43 @@ hint: leave it at 512
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
-from edgebert._progress import Progress, tracked
-from edgebert.calibration.images import calibration_examples, check_images_are_real, spread_over_classes
-from edgebert.calibration.placement import Placement, placement_of_graph
-from edgebert.calibration.symmetric import symmetric_form
+from edgebert._json import JsonObject
+from edgebert.calibration.calibrate import Calibration, ScaledGraph, calibrated
+from edgebert.calibration.comparison import ENGINES, Comparison, Validation
+from edgebert.calibration.cost import macs_by_node, share_of_macs
+from edgebert.calibration.guard import GuardOptions, GuardResult, Judgement, guarded
+from edgebert.calibration.held_out import HeldOut
+from edgebert.calibration.images import calibration_slices, check_images_are_real, images_of, spread_over_classes
+from edgebert.calibration.search import Effort, SearchResult, searched
+from edgebert.calibration.sensitivity import LayerSensitivity, sensitivities
+from edgebert.calibration.table import ScaleTable
 from edgebert.card import ImageSet, ModelCard, Provenance, hash_of_hashes
 from edgebert.data import DataOptions, Dataset, Example, align_classes, load_dataset
-from edgebert.decisions import decisions
 from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, UsageError
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
+from edgebert.export.placements import Placements, placements_text
 from edgebert.export.rules import check_int8_graph, graph_precision, qdq_counts
-from edgebert.extras import installed_version, require
-from edgebert.metrics import exact_match, multilabel_f1
-from edgebert.preprocess import Preprocessing, RgbImage, load_image, resize_image
-from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
+from edgebert.export.topology import Topology
+from edgebert.extras import installed_version
 
 _log = logging.getLogger("edgebert")
 
-_ENGINES = ("onnxruntime", "openvino")
 _VALIDATION_IMAGES = 2000  # a share of 99 % is known to ± 0.4 points then; more would only take longer
-_BATCH = 32
 _WORTH_A_WARNING = 0.99  # of equal decisions
-_NOT_BELIEVED = 0.9  # of equal decisions between the two engines: one of them computes something else
+# How many images compare the candidates: twice as many know a mean to 0.7 of the interval.
+_HELD_OUT_IMAGES: Mapping[Effort, int] = {"fast": 128, "standard": 512, "best": 1024}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +56,22 @@ class QuantizeOptions:
     Attributes:
         images: calibration images, 16 to 100,000. 32 and 128 images differ by at most 0.08 points of top-1 (PTQ4ViT), NVIDIA
             asks for 500 and more.
+        effort: how much is tried (`edgebert.calibration.search`): `fast`, `standard` or `best`.
+        max_drop: the accuracy guard: at most so many points of top-1 lost on validation images; None for no such promise.
+        min_agreement: at least so many percent of them decided as FP32 decides; None for no such promise.
+        min_int8_share: share of the multiplications below which the guard gives up, in (0, 1].
+        sensitivity: a `.json` file to write what each layer costs by itself; its chart lies beside it as `.svg`.
         class_map: a class name in the data -> the model's name for it.
         max_skipped: largest share of unreadable images in the data.
-        force: replace an existing file.
+        force: replace existing files.
     """
 
     images: int = 512
+    effort: Effort = "standard"
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_int8_share: float = 0.25
+    sensitivity: str | None = None
     class_map: Mapping[str, str] = field(default_factory=dict)
     max_skipped: float = 0.01
     force: bool = False
@@ -71,6 +81,18 @@ class QuantizeOptions:
             raise UsageError(
                 f"images `{self.images}`", expected="16 to 100,000 calibration images", hint="leave it at 512"
             )
+        if self.effort not in get_args(Effort):
+            raise UsageError(f"effort `{self.effort}`", expected=", ".join(get_args(Effort)))
+        if self.sensitivity is not None and not self.sensitivity.endswith(".json"):
+            raise UsageError(f"sensitivity `{self.sensitivity}`", expected="the name of a `.json` file")
+        _ = self.guard  # checks its own
+
+    @property
+    def guard(self) -> GuardOptions:
+        """The promise, where there is one."""
+        return GuardOptions(
+            max_drop=self.max_drop, min_agreement=self.min_agreement, min_int8_share=self.min_int8_share
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +109,19 @@ class QuantizeReport:
         calibration_images: how many training images the ranges were measured on.
         validation_images: how many images the shares below are of.
         agreement_onnxruntime: share of equal decisions of INT8 and FP32, both in ONNX Runtime.
-        agreement_openvino: the same in OpenVINO.
+        agreement_openvino: the same in OpenVINO, of the placement that OpenVINO gets.
         engines_agree: share of equal decisions of ONNX Runtime and OpenVINO, both INT8.
         max_engine_difference: largest |difference| of an INT8 logit between the two engines.
         top1_before: FP32, in ONNX Runtime.
         top1_after: INT8, in ONNX Runtime.
         top1_after_openvino: INT8, in OpenVINO.
         operators: quantised operators by type, and the number of QuantizeLinear and DequantizeLinear.
-        kept_float: operators left in float, by reason: stem, attention, head.
+        kept_float: operators left in float, by reason: stem, attention, head, guard.
+        macs_int8: share of all multiplications that the portable graph does in INT8, in [0, 1].
+        wider: backend -> what it quantises beside that, and the share it does then.
+        search: every candidate that was tried.
+        guard: what the accuracy guard did; None without a promise.
+        sensitivity: what each layer costs by itself; empty where nobody asked.
     """
 
     path: Path
@@ -111,6 +138,11 @@ class QuantizeReport:
     top1_after_openvino: float
     operators: Mapping[str, int]
     kept_float: Mapping[str, int]
+    macs_int8: float
+    wider: Mapping[str, str]
+    search: SearchResult
+    guard: GuardResult | None
+    sensitivity: tuple[LayerSensitivity, ...]
 
     def to_text(self) -> str:
         """Return one line for a terminal; the comparison was logged."""
@@ -136,7 +168,7 @@ def int8_graph_from_graph(
     """
     options = options or QuantizeOptions()
     check_not_input(output, source)
-    check_file_is_free(output, force=options.force)
+    _check_outputs(output, options)
     graph = _float_graph(Path(source), data, options)
     model = parse_graph(graph)
     card = card_of_model(model, what=f"`{source}`")
@@ -144,26 +176,179 @@ def int8_graph_from_graph(
         raise BadDataError(f"`{source}` is quantised already", expected="an FP32 graph or a checkpoint")
     dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=card.task))
     dataset = align_classes(dataset, card.class_names, class_map=options.class_map)
-    chosen = calibration_examples(dataset, options.images)
-    if len(chosen) < options.images:
-        _log.info("the training split has %d images, all of them calibrate", len(chosen))
-    placement = placement_of_graph(model)
-    if not placement.quantised:
+    chosen, choosing = calibration_slices(dataset, options.images, _HELD_OUT_IMAGES[options.effort])
+    check_images_are_real([example.load() for example in chosen[:64]], name=dataset.name)
+    calibration = calibrated(model, images_of(chosen, card.preprocessing), len(chosen))
+    if not calibration.placement.quantised:
         raise BadDataError(f"`{source}` has nothing to quantise", expected="linears between its stem and its head")
-    measured = measured_graph(model, calibration_batch(chosen, card.preprocessing, dataset.name), placement)
-    quantised = symmetric_form(measured, placement.quantised)
-    onnx.checker.check_model(quantised, full_check=True)
-    check_int8_graph(quantised)
-    validation = spread_over_classes(dataset.val, _VALIDATION_IMAGES)
-    comparison = _compared(graph, bytes_of_model(quantised), card, validation)
-    _check_engines(comparison)
-    new_card = _card(card, graph, dataset, chosen, placement, comparison)
-    content = bytes_of_model(with_metadata(quantised, new_card, examples_of_model(model)))
-    with staged_file(output, force=options.force) as staging:
+    held_out = HeldOut(model, card, images_of(choosing, card.preprocessing), len(choosing))
+    validation = Validation(model, card, spread_over_classes(dataset.val, _VALIDATION_IMAGES))
+    decided = _decided(calibration, held_out, validation, macs_by_node(model), options)
+    comparison = validation.compared(decided.portable, decided.for_backend("openvino"))
+    comparison.check_engines()
+    new_card = _card(card, graph, dataset, (*chosen, *choosing), len(chosen), decided, comparison)
+    placements = placements_text(decided.placements) if decided.placements.added else None
+    content = bytes_of_model(with_metadata(decided.portable, new_card, examples_of_model(model), placements=placements))
+    _write_sensitivity(decided.layers, options)
+    kept = decided.guard is None or decided.guard.held
+    path = output if kept else _aside(output)
+    with staged_file(path, force=options.force) as staging:
         staging.write_bytes(content)
-    report = _report(output, content, quantised, placement, chosen, comparison)
+    report = _report(path, content, decided, len(chosen), comparison)
     _say(report, card)
+    if decided.guard is not None and not decided.guard.held:
+        raise EdgebertError(
+            f"the promise cannot be kept: {decided.guard.broken}, with {len(decided.guard.reverted)} layers in float",
+            expected=f"it to hold with {options.min_int8_share:.0%} of the layers' multiplications in INT8; the best graph "
+            f"found is kept aside as `{path}`",
+            hint="`--finetune DATA` trains it to answer as FP32 does; or promise less, or ship FP32",
+        )
     return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """What was decided about a model."""
+
+    scaled: ScaledGraph
+    portable: onnx.ModelProto
+    places: tuple[str, ...]
+    kept_float: Mapping[str, str]
+    placements: Placements
+    macs: Mapping[str, int]
+    search: SearchResult
+    guard: GuardResult | None
+    layers: tuple[LayerSensitivity, ...]
+
+    def for_backend(self, backend: str) -> onnx.ModelProto:
+        """Return what a backend gets: the portable graph itself where that adds nothing."""
+        added = self.placements.added.get(backend, ())
+        return self.scaled.emitted((*self.places, *added)) if added else self.portable
+
+    def options(self) -> JsonObject:
+        """Return what the provenance keeps."""
+        return {
+            "search": self.search.to_json(),
+            "kept_float": dict(sorted(Counter(self.kept_float.values()).items())),
+            "macs_int8": share_of_macs(self.macs, self.places),
+            "guard": None if self.guard is None else self.guard.to_json(),
+        }
+
+
+def _decided(
+    calibration: Calibration,
+    held_out: HeldOut,
+    validation: Validation,
+    macs: Mapping[str, int],
+    options: QuantizeOptions,
+) -> _Decided:
+    """Search, keep the promise, and prove the graph."""
+    search = searched(calibration, held_out, macs, options.effort)
+    scaled = calibration.scaled(search.chosen.recipe)
+    places = calibration.places(search.chosen.layout)
+    layers: tuple[LayerSensitivity, ...] = ()
+    if options.guard.on or options.sensitivity:
+        every = dict.fromkeys((*places, *calibration.placement.kept_float))
+        wanted = [name for name, why in calibration.placement.kept_float.items() if why != "constant"]
+        layers = sensitivities(
+            calibration, scaled, held_out, macs, [name for name in every if name in (*places, *wanted)]
+        )
+    guard = None
+    wider = {backend: calibration.places(trial.layout) for backend, trial in search.wider.items()}
+    if options.guard.on:
+        guard = _guarded(scaled, places, layers, validation, macs, options.guard)
+        places = guard.places
+        wider = {
+            backend: names
+            for backend, names in _without(wider, guard.reverted).items()
+            if backend not in ENGINES or not options.guard.broken_by(validation.judged(backend, scaled.emitted(names)))
+        }
+    kept_float: dict[str, str] = dict(calibration.placement.kept_float)
+    kept_float.update(dict.fromkeys(guard.reverted if guard else (), "guard"))
+    portable = scaled.emitted(places)
+    onnx.checker.check_model(portable, full_check=True)
+    check_int8_graph(portable)
+    added = {backend: tuple(name for name in names if name not in places) for backend, names in wider.items()}
+    return _Decided(
+        scaled=scaled,
+        portable=portable,
+        places=places,
+        kept_float=kept_float,
+        placements=_placements(scaled, added),
+        macs=macs,
+        search=search,
+        guard=guard,
+        layers=layers,
+    )
+
+
+def _without(wider: Mapping[str, tuple[str, ...]], reverted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    return {backend: tuple(name for name in names if name not in reverted) for backend, names in wider.items()}
+
+
+def _guarded(
+    scaled: ScaledGraph,
+    places: tuple[str, ...],
+    layers: Sequence[LayerSensitivity],
+    validation: Validation,
+    macs: Mapping[str, int],
+    options: GuardOptions,
+) -> GuardResult:
+    """Keep the promise on validation images, in the worse of the two engines."""
+    worst = sorted((layer for layer in layers if layer.name in places), key=lambda layer: -layer.score.divergence)
+    whole = share_of_macs(macs, places)
+
+    def judge(names: Sequence[str]) -> Judgement:
+        model = scaled.emitted(names) if names else scaled.model
+        judgements = [validation.judged(engine, model) for engine in ENGINES]
+        return Judgement(
+            drop=max(each.drop for each in judgements), agreement=min(each.agreement for each in judgements)
+        )
+
+    return guarded(
+        places,
+        [layer.name for layer in worst],
+        lambda names: share_of_macs(macs, names) / whole if whole else 0.0,
+        judge,
+        options,
+    )
+
+
+def _placements(scaled: ScaledGraph, added: Mapping[str, tuple[str, ...]]) -> Placements:
+    """Return the scales of what single targets quantise as well."""
+    topology = Topology(scaled.model)
+    nodes = {node.name: node for node in scaled.model.graph.node}
+    names = sorted({name for each in added.values() for name in each})
+    values = {nodes[name].input[0] for name in names}
+    values |= {nodes[name].input[1] for name in names if not topology.is_weight(nodes[name].input[1])}
+    table = ScaleTable(
+        activations={value: scaled.table.activations[value] for value in sorted(values)},
+        weights={name: scaled.table.weights[name] for name in names if name in scaled.table.weights},
+    )
+    return Placements(table=table, added={backend: each for backend, each in added.items() if each})
+
+
+def _check_outputs(output: Path, options: QuantizeOptions) -> None:
+    """Refuse, before any work, every file that will be in the way."""
+    check_file_is_free(output, force=options.force)
+    if options.guard.on:
+        check_file_is_free(_aside(output), force=options.force)
+    if options.sensitivity is not None:
+        for suffix in (".json", ".svg"):
+            check_file_is_free(Path(options.sensitivity).with_suffix(suffix), force=options.force)
+
+
+def _aside(output: Path) -> Path:
+    """Return the name of a graph that broke its promise."""
+    return output.with_name(f"{output.name.removesuffix('.onnx')}.guard-failed.onnx")
+
+
+def _write_sensitivity(layers: tuple[LayerSensitivity, ...], options: QuantizeOptions) -> None:
+    if options.sensitivity is None:
+        return
+    from edgebert.calibration.sensitivity_chart import write_sensitivity
+
+    write_sensitivity(layers, Path(options.sensitivity), force=options.force)
 
 
 def _float_graph(source: Path, data: str | Path, options: QuantizeOptions) -> bytes:
@@ -185,164 +370,23 @@ def _float_graph(source: Path, data: str | Path, options: QuantizeOptions) -> by
         return path.read_bytes()
 
 
-def calibration_batch(chosen: tuple[Example, ...], rule: Preprocessing, name: str) -> NDArray[np.uint8]:
-    """Return uint8 (images, height, width, 3), checked to be photographs of something."""
-    decoded: list[RgbImage] = []
-    images: list[RgbImage] = []
-    for example in tracked(chosen, what="read calibration images", total=len(chosen)):
-        image = example.load()
-        decoded += [image] if len(decoded) < 64 else []
-        images.append(resize_image(image, rule))
-    check_images_are_real(decoded, name=name)
-    return np.stack(images)
-
-
-def measured_graph(model: onnx.ModelProto, images: NDArray[np.uint8], placement: Placement) -> onnx.ModelProto:
-    """Let NNCF measure ranges, choose scales and correct biases: int8 weights per channel, activations per tensor.
-
-    One image at a time (a batch would mix statistics over tokens), PERFORMANCE preset (MIXED leaves zero points), no
-    smoothing (compression.md, section 7: it raised the error, and in OpenVINO ten times more than in ONNX Runtime).
-
-    Args:
-        model: an FP32 graph of edgebert's.
-        images: uint8 (images, height, width, 3), the calibration images.
-        placement: which operators to leave alone.
-
-    Returns:
-        What NNCF wrote, still to be brought into the symmetric form (`edgebert.calibration.symmetric`).
-    """
-    require("nncf")
-    import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-        AdvancedSmoothQuantParameters,
-        QuantizationParameters,
-    )
-
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.metadata_props[:]
-    with _quiet_nncf(), Progress("calibrate", len(images)) as progress:
-
-        def feed(image: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-            progress.advance()
-            return {"image": image[np.newaxis]}  # (1, height, width, 3)
-
-        quantised: onnx.ModelProto = nncf.quantize(
-            bare,
-            nncf.Dataset(list(images), feed),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(images),
-            model_type=nncf.ModelType.TRANSFORMER,  # nothing but Conv, Gemm and MatMul, in convolutional networks too
-            ignored_scope=nncf.IgnoredScope(names=sorted(placement.kept_float)),
-            advanced_parameters=AdvancedQuantizationParameters(
-                batchwise_statistics=False,
-                activations_quantization_params=QuantizationParameters(per_channel=False),
-                smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
-            ),
-        )
-    return quantised
-
-
-@contextlib.contextmanager
-def _quiet_nncf() -> Iterator[None]:
-    """Keep NNCF's progress bars off stdout, where data goes, and its notes off stderr."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # nncf.set_log_level would change handlers that belong to others
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Comparison:
-    """Logits on the validation images, float32 (images, classes), by engine, and the labels, bool (images, classes)."""
-
-    labels: NDArray[np.bool_]
-    thresholds: tuple[float, ...]
-    before: Mapping[str, NDArray[np.float32]]
-    after: Mapping[str, NDArray[np.float32]]
-
-    def agreement(self, engine: str) -> float:
-        return exact_match(self._said(self.before[engine]), self._said(self.after[engine]))
-
-    def engines_agree(self) -> float:
-        first, second = (self._said(self.after[engine]) for engine in _ENGINES)
-        return exact_match(first, second)
-
-    def engine_difference(self) -> float:
-        first, second = (self.after[engine] for engine in _ENGINES)
-        return float(np.abs(first - second).max())
-
-    def right(self, logits: NDArray[np.float32]) -> float:
-        return exact_match(self.labels, self._said(logits))
-
-    def metrics(self) -> dict[str, float]:
-        """Return what the provenance keeps of FP32 and INT8 in ONNX Runtime, by name."""
-        name = "exact_match" if self.thresholds else "top1"
-        found = {}
-        for precision, logits in (("fp32", self.before["onnxruntime"]), ("int8", self.after["onnxruntime"])):
-            found[f"val_{name}_{precision}"] = self.right(logits)
-            if self.thresholds:
-                micro, macro = multilabel_f1(self.labels, self._said(logits))
-                found[f"val_micro_f1_{precision}"], found[f"val_macro_f1_{precision}"] = micro, macro
-        return found
-
-    def _said(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        return decisions(logits, self.thresholds)
-
-
-def _compared(before: bytes, after: bytes, card: ModelCard, examples: tuple[Example, ...]) -> _Comparison:
-    """Run FP32 and INT8 in both engines on validation images."""
-    if not examples:
-        raise BadDataError("there are no validation images to compare INT8 with FP32 on", expected="a validation split")
-    images = np.stack(
-        [
-            load_image(example.load(), card.preprocessing)
-            for example in tracked(examples, what="read validation images", total=len(examples))
-        ]
-    )
-    labels = np.zeros((len(examples), len(card.class_names)), np.bool_)
-    for row, example in enumerate(examples):
-        labels[row, list(example.labels)] = True
-    return _Comparison(
-        labels=labels,
-        thresholds=card.thresholds,
-        before={engine: _logits(engine, before, card, images) for engine in _ENGINES},
-        after={engine: _logits(engine, after, card, images) for engine in _ENGINES},
-    )
-
-
-def _logits(engine: str, graph: bytes, card: ModelCard, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return float32 (images, classes)."""
-    spec = InputSpec(height=card.preprocessing.height, width=card.preprocessing.width, classes=len(card.class_names))
-    with open_runner(engine, ModelSource(spec=spec, files={"model.onnx": graph}), RunnerOptions()) as runner:
-        parts = [runner.infer(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
-    return np.concatenate(parts)
-
-
-def _check_engines(comparison: _Comparison) -> None:
-    if comparison.engines_agree() < _NOT_BELIEVED:
-        raise EdgebertError(
-            f"ONNX Runtime and OpenVINO decide alike on {comparison.engines_agree():.1%} of {len(comparison.labels)} images",
-            expected=f"at least {_NOT_BELIEVED:.0%} for an INT8 graph to be believed; nothing was written",
-            hint="compile the FP32 graph",
-        )
-
-
 def _card(
     card: ModelCard,
     graph: bytes,
     dataset: Dataset,
-    chosen: tuple[Example, ...],
-    placement: Placement,
-    comparison: _Comparison,
+    seen: tuple[Example, ...],
+    calibrating: int,
+    decided: _Decided,
+    comparison: Comparison,
 ) -> ModelCard:
-    hashes = [example.pixel_sha256 for example in chosen]
-    packages = ("nncf", "onnx", "onnxruntime", "openvino")
+    """Return the card of the INT8 graph.
+
+    Args:
+        seen: the calibration images, then those that chose between candidates.
+        calibrating: how many of them are calibration images.
+    """
+    hashes = [example.pixel_sha256 for example in seen]
+    packages = ("onnx", "onnxruntime", "openvino")
     return replace(
         card,
         provenance=Provenance(
@@ -350,22 +394,12 @@ def _card(
             made_from={
                 "graph": hashlib.sha256(graph).hexdigest(),
                 "data": dataset.sha256(),
-                "calibration": hash_of_hashes(hashes),
+                "calibration": hash_of_hashes(hashes[:calibrating]),
+                "held_out": hash_of_hashes(hashes[calibrating:]),
             },
-            options={
-                "images": len(chosen),
-                "preset": "performance",
-                "smoothing": "off",
-                "bias_correction": "fast",
-                "kept_float": dict(sorted(Counter(placement.kept_float.values()).items())),
-            },
+            options={"images": calibrating, **decided.options()},
             versions={package: installed_version(package) or "unknown" for package in packages},
-            metrics={
-                **comparison.metrics(),
-                "val_agreement_onnxruntime": comparison.agreement("onnxruntime"),
-                "val_agreement_openvino": comparison.agreement("openvino"),
-                "val_engines_agree": comparison.engines_agree(),
-            },
+            metrics=comparison.metrics(),
             parameters=card.provenance.parameters,
             source=card.provenance,
         ),
@@ -374,35 +408,52 @@ def _card(
 
 
 def _report(
-    output: Path,
-    content: bytes,
-    model: onnx.ModelProto,
-    placement: Placement,
-    chosen: tuple[Example, ...],
-    comparison: _Comparison,
+    output: Path, content: bytes, decided: _Decided, calibrating: int, comparison: Comparison
 ) -> QuantizeReport:
+    validation = comparison.validation
+    added = decided.placements.added
     return QuantizeReport(
         path=output,
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
-        calibration_images=len(chosen),
-        validation_images=len(comparison.labels),
+        calibration_images=calibrating,
+        validation_images=len(validation.labels),
         agreement_onnxruntime=comparison.agreement("onnxruntime"),
         agreement_openvino=comparison.agreement("openvino"),
         engines_agree=comparison.engines_agree(),
         max_engine_difference=comparison.engine_difference(),
-        top1_before=comparison.right(comparison.before["onnxruntime"]),
-        top1_after=comparison.right(comparison.after["onnxruntime"]),
-        top1_after_openvino=comparison.right(comparison.after["openvino"]),
-        operators=qdq_counts(model),
-        kept_float=dict(sorted(Counter(placement.kept_float.values()).items())),
+        top1_before=validation.right(validation.before["onnxruntime"]),
+        top1_after=validation.right(comparison.after["onnxruntime"]),
+        top1_after_openvino=validation.right(comparison.openvino),
+        operators=qdq_counts(decided.portable),
+        kept_float=dict(sorted(Counter(decided.kept_float.values()).items())),
+        macs_int8=share_of_macs(decided.macs, decided.places),
+        wider={
+            backend: f"{decided.search.wider[backend].layout.to_text()}: "
+            f"{share_of_macs(decided.macs, (*decided.places, *names)):.0%} of the multiplications"
+            for backend, names in sorted(added.items())
+        },
+        search=decided.search,
+        guard=decided.guard,
+        sensitivity=decided.layers,
     )
 
 
 def _say(report: QuantizeReport, card: ModelCard) -> None:
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     kept = ", ".join(f"{count} {reason}" for reason, count in report.kept_float.items())
+    chosen = report.search.chosen
+    _log.info(
+        "tried %d candidates on %d training images that nothing was calibrated on: %s (KL %.2g, agreement %.2f %%)",
+        len(report.search.trials),
+        report.search.images,
+        chosen.recipe.to_text(),
+        chosen.score.divergence,
+        100 * chosen.score.agreement,
+    )
     _log.info("calibrated on %d training images; int8: %s; in float: %s", report.calibration_images, operators, kept)
+    wider = "".join(f"; {backend}: {text}" for backend, text in report.wider.items())
+    _log.info("%.0f %% of the multiplications are in INT8%s", 100 * report.macs_int8, wider)
     _log.info(
         "on %d validation images INT8 decides as FP32: %.2f %% in ONNX Runtime, %.2f %% in OpenVINO; the two alike: %.2f %%",
         report.validation_images,

@@ -422,6 +422,27 @@ def quantize(
     ],
     output: _flags.Output,
     images: Annotated[int, typer.Option(help="How many training images calibrate.")] = 512,
+    effort: Annotated[
+        Literal["fast", "standard", "best"],
+        typer.Option(help="How many candidates are tried; docs/quantization.md states the time of each."),
+    ] = "standard",
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Guard: so many points of top-1 may be lost.", show_default="no promise"),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT", help="Guard: so many images are decided as FP32 does.", show_default="no promise"
+        ),
+    ] = None,
+    min_int8_share: Annotated[
+        float, typer.Option(help="Guard: give up where less of the multiplications would stay in INT8.")
+    ] = 0.25,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.json", help="Write what each layer costs, and a chart.", show_default="nowhere"),
+    ] = None,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -433,7 +454,15 @@ def quantize(
         from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph
 
         options = QuantizeOptions(
-            images=images, class_map=class_map_from(class_map), max_skipped=max_skipped, force=force
+            images=images,
+            effort=effort,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            min_int8_share=min_int8_share,
+            sensitivity=sensitivity,
+            class_map=class_map_from(class_map),
+            max_skipped=max_skipped,
+            force=force,
         )
         report = int8_graph_from_graph(source, calibration, output, options)
         show(plain(report), report.to_text(), as_json=as_json)

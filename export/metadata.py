@@ -3,6 +3,7 @@
     edgebert.schema     `edgebert.graph/1`
     edgebert.card       class names, preprocessing, provenance and seen images, as JSON
     edgebert.examples   a few real images with their class names, as JSON
+    edgebert.placements what single targets quantise as well, as JSON (`edgebert.export.placements`); INT8 graphs only
 
 A graph of edgebert's takes `image`, uint8 (batch, height, width, 3) RGB, and gives `logits`, float32 (batch, classes).
 """
@@ -26,6 +27,7 @@ GRAPH_SCHEMA = "edgebert.graph/1"
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 
 _SCHEMA_KEY, _CARD_KEY, _EXAMPLES_KEY = "edgebert.schema", "edgebert.card", "edgebert.examples"
+PLACEMENTS_KEY = "edgebert.placements"
 _MAKE_ONE = "edgebert export CHECKPOINT -o GRAPH.onnx"
 
 
@@ -95,8 +97,10 @@ def examples_of_model(model: onnx.ModelProto, *, what: str = "the graph") -> tup
     return examples_from_json(value.get("examples"), what=f"the examples of {what}")
 
 
-def with_metadata(model: onnx.ModelProto, card: ModelCard, examples: Sequence[ExampleImage]) -> onnx.ModelProto:
-    """Return a copy that carries this card and these example images, and no other metadata.
+def with_metadata(
+    model: onnx.ModelProto, card: ModelCard, examples: Sequence[ExampleImage], *, placements: str | None = None
+) -> onnx.ModelProto:
+    """Return a copy that carries this card, these example images and these placements, and no other metadata.
 
     Raises:
         BadDataError: the graph does not take and give what the card says.
@@ -107,12 +111,23 @@ def with_metadata(model: onnx.ModelProto, card: ModelCard, examples: Sequence[Ex
     entries = {_SCHEMA_KEY: GRAPH_SCHEMA, _CARD_KEY: dump_json(card.to_json())}
     if examples:
         entries[_EXAMPLES_KEY] = dump_json({"examples": examples_to_json(examples)})
+    if placements is not None:
+        entries[PLACEMENTS_KEY] = placements
     _set_metadata(copy, entries)
     return copy
 
 
+def metadata_of_model(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the metadata entries of a parsed graph by key.
+
+    Raises:
+        BadDataError: a key appears twice.
+    """
+    return _metadata(model, what="the graph")
+
+
 def without_examples(graph: bytes) -> bytes:
-    """Return a graph without its example images, for a bundle that must not ship any.
+    """Return a graph without its example images and placements: what a bundle ships as its portable graph.
 
     Raises:
         BadDataError: not ONNX.
@@ -120,6 +135,7 @@ def without_examples(graph: bytes) -> bytes:
     model = parse_graph(graph)
     entries = _metadata(model, what="the graph")
     entries.pop(_EXAMPLES_KEY, None)
+    entries.pop(PLACEMENTS_KEY, None)  # its forms were made of them
     _set_metadata(model, entries)
     return bytes_of_model(model)
 

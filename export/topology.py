@@ -45,6 +45,11 @@ class Topology:
         tensor = self.constant(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
+    def floats(self, name: str) -> NDArray[np.float64] | None:
+        """Return the values of `constant` in float64, or None; float64 holds every float32 and every product of two."""
+        values = self.array(name)
+        return None if values is None else values.astype(np.float64)
+
     def is_weight(self, name: str) -> bool:
         """Say whether a value is a constant, or a constant behind a DequantizeLinear."""
         node = self.producers.get(name)

@@ -76,10 +76,9 @@ def _in_training(examples: list[Example], rule: Preprocessing) -> NDArray[np.uin
 
 
 def _in_calibration(examples: list[Example], rule: Preprocessing) -> NDArray[np.uint8]:
-    pytest.importorskip("nncf")
-    from edgebert.calibration.quantize import calibration_batch
+    from edgebert.calibration.images import images_of
 
-    return calibration_batch(tuple(examples), rule, "photographs")
+    return np.stack(list(images_of(examples, rule)()))
 
 
 def _in_bench(examples: list[Example], rule: Preprocessing, folder: Path) -> NDArray[np.uint8]:

@@ -28,10 +28,8 @@ from edgebert.bench.session import Session, open_arms, run_session
 from edgebert.bench.statistics import block_bootstrap, percentile
 from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
 from edgebert.bundle import write_bundle
-from edgebert.calibration.images import calibration_examples, spread_over_classes
-from edgebert.calibration.placement import placement_of_graph
-from edgebert.calibration.quantize import calibration_batch, measured_graph
-from edgebert.calibration.symmetric import symmetric_form
+from edgebert.calibration.calibrate import unsearched_int8_graph
+from edgebert.calibration.images import calibration_examples, check_images_are_real, images_of, spread_over_classes
 from edgebert.card import ModelCard, Provenance
 from edgebert.data import Dataset
 from edgebert.decisions import decisions, said_names
@@ -137,7 +135,8 @@ class Workshop:
         chosen = calibration_examples(dataset, setting.calibration_images)
         self._setting, self._folder, self._worker_command = setting, folder, worker_command
         self._timed = spread_over_classes(timed, setting.timed_images)
-        self._calibration = calibration_batch(chosen, setting.preprocessing, dataset.name)
+        check_images_are_real([example.load() for example in chosen[:64]], name=dataset.name)
+        self._calibration = np.stack(list(images_of(chosen, setting.preprocessing)()))
         self._examples = example_images(timed, dataset.class_names, setting.preprocessing, MIN_EXAMPLES)
         self._parameters: dict[str, int] = {}
 
@@ -368,10 +367,9 @@ def _canary(
 
 
 def _quantised(graph: bytes, card: ModelCard, calibration: NDArray[np.uint8]) -> bytes:
-    """Return the INT8 graph as `edgebert quantize` makes it, without its comparison of decisions on validation images."""
+    """Return the INT8 graph in the placement that `edgebert quantize` gives it; nothing is searched, since ranges do not change the latency."""
     model = parse_graph(graph)
-    placement = placement_of_graph(model)
-    quantised = symmetric_form(measured_graph(model, calibration, placement), placement.quantised)
+    quantised = unsearched_int8_graph(model, calibration)
     check_int8_graph(quantised)
     provenance = Provenance(
         stage="quantize",

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from edgebert._files import sha256_of_file
-from edgebert.calibration import quantize as room
+from edgebert.calibration.comparison import Validation
 from edgebert.calibration.images import calibration_examples
 from edgebert.calibration.quantize import QuantizeOptions, QuantizeReport, int8_graph_from_graph
 from edgebert.data import Dataset
@@ -135,13 +137,13 @@ def test_existing_output_is_refused_before_any_work(trained_graph: Path, tmp_pat
 def test_engines_that_disagree_are_not_believed(
     trained_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = room._logits
+    logits = Validation.logits
 
-    def turned(engine: str, *others: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        answer = logits(engine, *others)  # type: ignore[arg-type]  # passed on as they came
+    def turned(self: Validation, engine: str, model: onnx.ModelProto) -> NDArray[np.float32]:
+        answer = logits(self, engine, model)
         return -answer if engine == "openvino" else answer
 
-    monkeypatch.setattr(room, "_logits", turned)
+    monkeypatch.setattr(Validation, "logits", turned)
     with pytest.raises(EdgebertError, match=r"decide alike on \d\.\d% of 145 images"):
         int8_graph_from_graph(trained_graph, "digits", tmp_path / "int8.onnx", QuantizeOptions(images=16))
     assert list(tmp_path.iterdir()) == []

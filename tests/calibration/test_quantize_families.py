@@ -14,9 +14,8 @@ import pytest
 import torch
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedModel
 
+from edgebert.calibration.calibrate import unsearched_int8_graph
 from edgebert.calibration.placement import placement_of_graph
-from edgebert.calibration.quantize import measured_graph
-from edgebert.calibration.symmetric import symmetric_form
 from edgebert.card import ModelCard, Provenance
 from edgebert.data import Dataset
 from edgebert.examples import example_images
@@ -98,8 +97,7 @@ def _quantised(path: Path) -> onnx.ModelProto:
     model = parse_graph(path)
     card, examples = card_of_model(model), examples_of_model(model)
     images = load_batch([example.png for example in examples], card.preprocessing)
-    placement = placement_of_graph(model)
-    int8 = symmetric_form(measured_graph(model, images, placement), placement.quantised)
+    int8 = unsearched_int8_graph(model, images)
     onnx.checker.check_model(int8, full_check=True)
     return with_metadata(int8, card, examples)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from edgebert.calibration.placement import placement_of_graph
-from edgebert.calibration.quantize import measured_graph
-from edgebert.calibration.symmetric import symmetric_form
+from edgebert.calibration.calibrate import unsearched_int8_graph
 from edgebert.card import ImageSet, ModelCard, Provenance
 from edgebert.data import load_dataset
 from edgebert.examples import example_images
@@ -54,6 +51,5 @@ def int8_graph(fp32_graph: bytes) -> bytes:
     model = parse_graph(fp32_graph)
     card, examples = card_of_model(model), examples_of_model(model)
     images = load_batch([example.png for example in examples], card.preprocessing)
-    placement = placement_of_graph(model)
-    quantised = symmetric_form(measured_graph(model, np.ascontiguousarray(images), placement), placement.quantised)
+    quantised = unsearched_int8_graph(model, images)
     return bytes_of_model(with_metadata(quantised, card, examples))

@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 import edgebert.models.cnn
-from edgebert.calibration.placement import placement_of_graph
-from edgebert.calibration.quantize import measured_graph
-from edgebert.calibration.symmetric import symmetric_form
+from edgebert.calibration.calibrate import unsearched_int8_graph
 from edgebert.card import ModelCard, Provenance
 from edgebert.data import load_dataset
 from edgebert.errors import BadDataError
@@ -111,8 +109,7 @@ def test_export_and_int8_answer_as_the_checkpoint(preset: str, tmp_path: Path) -
     assert "BatchNormalization" not in {node.op_type for node in graph.graph.node}
 
     images = load_batch([example.png for example in examples_of_model(graph)], rule)
-    placement = placement_of_graph(graph)
-    int8 = symmetric_form(measured_graph(graph, images, placement), placement.quantised)
+    int8 = unsearched_int8_graph(graph, images)
     onnx.checker.check_model(int8, full_check=True)
     check_int8_graph(int8)
     convolutions = sum(isinstance(part, nn.Conv2d) for part in model.modules())
