@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
 from edgebert._progress import Progress, tracked
+from edgebert.calibration.confidence import check_abstaining, fitted_confidence
 from edgebert.calibration.images import calibration_examples, check_images_are_real, spread_over_classes
 from edgebert.calibration.placement import Placement, placement_of_graph
 from edgebert.calibration.symmetric import symmetric_form
@@ -56,12 +57,15 @@ class QuantizeOptions:
     Attributes:
         images: calibration images, 16 to 100,000. 32 and 128 images differ by at most 0.08 points of top-1 (PTQ4ViT), NVIDIA
             asks for 500 and more.
+        abstain_precision: abstain where the score is low, so that this share of the other answers is right, above 0.5 and below 1;
+            None: never abstain. Chosen on validation images (docs/confidence.md).
         class_map: a class name in the data -> the model's name for it.
         max_skipped: largest share of unreadable images in the data.
         force: replace an existing file.
     """
 
     images: int = 512
+    abstain_precision: float | None = None
     class_map: Mapping[str, str] = field(default_factory=dict)
     max_skipped: float = 0.01
     force: bool = False
@@ -71,6 +75,7 @@ class QuantizeOptions:
             raise UsageError(
                 f"images `{self.images}`", expected="16 to 100,000 calibration images", hint="leave it at 512"
             )
+        check_abstaining("single-label", self.abstain_precision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +147,7 @@ def int8_graph_from_graph(
     card = card_of_model(model, what=f"`{source}`")
     if graph_precision(model) == "int8":
         raise BadDataError(f"`{source}` is quantised already", expected="an FP32 graph or a checkpoint")
+    check_abstaining(card.task, options.abstain_precision)
     dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=card.task))
     dataset = align_classes(dataset, card.class_names, class_map=options.class_map)
     chosen = calibration_examples(dataset, options.images)
@@ -158,11 +164,12 @@ def int8_graph_from_graph(
     comparison = _compared(graph, bytes_of_model(quantised), card, validation)
     _check_engines(comparison)
     new_card = _card(card, graph, dataset, chosen, placement, comparison)
+    new_card = _with_confidence(new_card, comparison, validation, options)
     content = bytes_of_model(with_metadata(quantised, new_card, examples_of_model(model)))
     with staged_file(output, force=options.force) as staging:
         staging.write_bytes(content)
     report = _report(output, content, quantised, placement, chosen, comparison)
-    _say(report, card)
+    _say(report, new_card)
     return report
 
 
@@ -373,6 +380,20 @@ def _card(
     )
 
 
+def _with_confidence(
+    card: ModelCard, comparison: _Comparison, validation: tuple[Example, ...], options: QuantizeOptions
+) -> ModelCard:
+    """Return the card with its temperature and threshold, and with the images they were fitted on among those it has seen."""
+    confidence = fitted_confidence(
+        comparison.after["onnxruntime"],
+        comparison.labels,
+        task=card.task,
+        wanted_precision=options.abstain_precision,
+    )
+    seen = ImageSet.from_hashes(example.pixel_sha256 for example in validation)
+    return replace(card, confidence=confidence, seen=card.seen | seen)
+
+
 def _report(
     output: Path,
     content: bytes,
@@ -412,6 +433,8 @@ def _say(report: QuantizeReport, card: ModelCard) -> None:
     )
     what = "top-1" if card.task == "single-label" else "exact match"
     _log.info("%s on them: %.2f %% before, %.2f %% after", what, 100 * report.top1_before, 100 * report.top1_after)
+    if card.confidence:
+        _log.info("confidence: %s", card.confidence.to_text())
     lowest = min(report.agreement_onnxruntime, report.agreement_openvino, report.engines_agree)
     if lowest < _WORTH_A_WARNING:
         _log.warning("only %.2f %% of the decisions are equal, less than 99 %%", 100 * lowest)
