@@ -70,7 +70,7 @@ def fitted_confidence(
     the one of the lowest negative log-likelihood; it changes no decision. A temperature below 1 makes scores surer, and a model
     that is right on every validation image would get the lowest there is, and a score of 1 for whatever it is shown. So it
     goes below 1 only as far as the mean score stays at most (right answers + 1) / (answers + 2), Laplace's rule of
-    succession: what so many images can show, and the target that Platt 1999 (section 2.2) takes for the same reason.
+    succession: what so many images can show, and the target of Platt 1999 for the same reason.
 
     The threshold is the smallest that reaches the wanted precision on at least 30 images. What is reported of temperature
     and threshold is measured on each half of the images (the even and the odd rows) with what was fitted on the other half.
@@ -107,26 +107,49 @@ def fitted_confidence(
         _log.warning("the temperature is at its bound, %g: the scores say little of this model", temperature)
     if wanted_precision is None:
         return record
-    below = _threshold(answers.scores(temperature), wanted_precision, _FEWEST_KEPT)
+    # A threshold is of scores of one temperature: each half chooses with the one that the other half is measured with.
+    kept = (
+        _kept(odd.scores(of_even), halves[0], wanted_precision),
+        _kept(even.scores(of_odd), halves[1], wanted_precision),
+    )
+    return _with_threshold(record, answers.scores(temperature), np.concatenate(kept), wanted_precision)
+
+
+def _with_threshold(record: Confidence, scored: Scored, kept: NDArray[np.bool_], wanted: float) -> Confidence:
+    """Return the record with the threshold chosen on all answers.
+
+    Args:
+        record: of the temperature.
+        scored: all answers at that temperature.
+        kept: of each answer above the threshold that the other half chose whether it is right.
+        wanted: the precision.
+    """
+    below = _threshold(scored, wanted, _FEWEST_KEPT)
     if below is None:
-        raise _unreached(answers.scores(temperature), wanted_precision)
-    # The temperature of a half belongs to its threshold: (scores of the half that chooses, of the half that measures).
-    pairs = [(odd.scores(of_even), halves[0]), (even.scores(of_odd), halves[1])]
-    kept, right = np.sum([_kept(*pair, wanted_precision) for pair in pairs], axis=0).tolist()
-    if not kept:
+        raise _unreached(scored, wanted)
+    if not kept.size:
         raise BadDataError(
-            f"thresholds for a precision of {wanted_precision:.1%}, chosen on one half of {record.images:,} validation images, "
+            f"thresholds for a precision of {wanted:.1%}, chosen on one half of {record.images:,} validation images, "
             "keep none of the other half",
             expected="enough sure answers to choose a threshold and to measure it",
             hint="ask for a lower --abstain-precision, or leave it out",
         )
+    precision = float(kept.mean())
+    precision_low, precision_high = wilson_interval(int(kept.sum()), kept.size)
+    if precision_high < wanted:
+        _log.warning(
+            "measured on images that did not choose the threshold, the precision is %.1f %%, not the %.1f %% that are wanted: "
+            "more validation images make the choice better",
+            100 * precision,
+            100 * wanted,
+        )
     return replace(
         record,
         abstain_below=below,
-        wanted_precision=wanted_precision,
-        precision=right / kept,
-        precision_low=wilson_interval(right, kept)[0],
-        coverage=kept / len(answers.logits),
+        wanted_precision=wanted,
+        precision=precision,
+        precision_low=precision_low,
+        coverage=kept.size / record.images,
     )
 
 
@@ -270,11 +293,10 @@ def _between(lower: float, upper: float) -> float:
     return upper
 
 
-def _kept(chooses: Scored, measures: Scored, wanted: float) -> tuple[int, int]:
-    """Return how many answers of one half are kept, and how many of those are right, by the other half's threshold."""
+def _kept(chooses: Scored, measures: Scored, wanted: float) -> NDArray[np.bool_]:
+    """Return, of each answer of one half that the other half's threshold keeps, whether it is right: bool (kept,)."""
     below = _threshold(chooses, wanted, _FEWEST_KEPT // 2)
-    kept = np.zeros_like(measures[1]) if below is None else measures[0] >= below
-    return int(kept.sum()), int((kept & measures[1]).sum())
+    return measures[1][:0] if below is None else measures[1][measures[0] >= below]
 
 
 def _unreached(scored: Scored, wanted: float) -> BadDataError:

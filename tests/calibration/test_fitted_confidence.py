@@ -165,7 +165,18 @@ def test_a_threshold_that_only_one_half_knows_is_refused() -> None:
     logits = np.stack([np.where(right, 6.0, 0.1) + np.linspace(0, 0.01, 400), np.zeros(400)], axis=1)
     labels = np.stack([right, ~right], axis=1)
     with pytest.raises(BadDataError, match="keep none of the other half"):
-        fitted_confidence(logits, labels, task="single-label", wanted_precision=0.9)
+        fitted_confidence(logits, labels, task="single-label", wanted_precision=0.995)
+
+
+def test_a_precision_that_the_other_half_does_not_have_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    # As above, but the even half's threshold lets a few of the unsure answers through, and in the odd half those are all wrong.
+    right = np.arange(400) % 4 == 0
+    logits = np.stack([np.where(right, 6.0, 0.1) + np.linspace(0, 0.01, 400), np.zeros(400)], axis=1)
+    labels = np.stack([right, ~right], axis=1)
+    with caplog.at_level(logging.WARNING, "edgebert"):
+        record = fitted_confidence(logits, labels, task="single-label", wanted_precision=0.9)
+    assert record.precision == 0
+    assert "not the 90.0 % that are wanted" in caplog.text
 
 
 def test_abstaining_needs_a_hundred_images() -> None:
