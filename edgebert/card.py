@@ -162,7 +162,7 @@ class ModelCard:
         task: whether an image has one class, or any number of them.
         thresholds: of a multi-label model, one for each class, in (0, 1): the class is said where the sigmoid of its logit
             reaches it, whatever the temperature of `confidence`. Empty for a single-label model.
-        confidence: how its scores are calibrated and when it abstains; None for a graph that was not quantised.
+        confidence: how its scores are calibrated and when it abstains; None where nothing was fitted, as for an FP32 graph.
     """
 
     class_names: tuple[str, ...]
