@@ -21,10 +21,12 @@ from typing import get_args
 
 import onnx
 
+import edgebert
 from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
 from edgebert._json import JsonObject
 from edgebert.calibration.calibrate import Calibration, ScaledGraph, calibrated
 from edgebert.calibration.comparison import ENGINES, Comparison, Validation
+from edgebert.calibration.confidence import check_abstaining, fitted_confidence
 from edgebert.calibration.cost import macs_by_node, share_of_macs
 from edgebert.calibration.guard import GuardOptions, GuardResult, Judgement, guarded
 from edgebert.calibration.held_out import HeldOut
@@ -61,6 +63,8 @@ class QuantizeOptions:
         min_agreement: at least so many percent of them decided as FP32 decides; None for no such promise.
         min_int8_share: share of the multiplications below which the guard gives up, in (0, 1].
         sensitivity: a `.json` file to write what each layer costs by itself; its chart lies beside it as `.svg`.
+        abstain_precision: abstain where the score is low, so that this share of the other answers is right, above 0.5 and below 1;
+            None: never abstain. Chosen on validation images (docs/confidence.md).
         class_map: a class name in the data -> the model's name for it.
         max_skipped: largest share of unreadable images in the data.
         force: replace existing files.
@@ -72,6 +76,7 @@ class QuantizeOptions:
     min_agreement: float | None = None
     min_int8_share: float = 0.25
     sensitivity: str | None = None
+    abstain_precision: float | None = None
     class_map: Mapping[str, str] = field(default_factory=dict)
     max_skipped: float = 0.01
     force: bool = False
@@ -86,6 +91,7 @@ class QuantizeOptions:
         if self.sensitivity is not None and not self.sensitivity.endswith(".json"):
             raise UsageError(f"sensitivity `{self.sensitivity}`", expected="the name of a `.json` file")
         _ = self.guard  # checks its own
+        check_abstaining("single-label", self.abstain_precision)
 
     @property
     def guard(self) -> GuardOptions:
@@ -174,6 +180,7 @@ def int8_graph_from_graph(
     card = card_of_model(model, what=f"`{source}`")
     if graph_precision(model) == "int8":
         raise BadDataError(f"`{source}` is quantised already", expected="an FP32 graph or a checkpoint")
+    check_abstaining(card.task, options.abstain_precision)
     dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=card.task))
     dataset = align_classes(dataset, card.class_names, class_map=options.class_map)
     chosen, choosing = calibration_slices(dataset, options.images, _HELD_OUT_IMAGES[options.effort])
@@ -182,11 +189,13 @@ def int8_graph_from_graph(
     if not calibration.placement.quantised:
         raise BadDataError(f"`{source}` has nothing to quantise", expected="linears between its stem and its head")
     held_out = HeldOut(model, card, images_of(choosing, card.preprocessing), len(choosing))
-    validation = Validation(model, card, spread_over_classes(dataset.val, _VALIDATION_IMAGES))
+    validating = spread_over_classes(dataset.val, _VALIDATION_IMAGES)
+    validation = Validation(model, card, validating)
     decided = _decided(calibration, held_out, validation, macs_by_node(model), options)
     comparison = validation.compared(decided.portable, decided.for_backend("openvino"))
     comparison.check_engines()
     new_card = _card(card, graph, dataset, (*chosen, *choosing), len(chosen), decided, comparison)
+    new_card = _with_confidence(new_card, comparison, validating, options)
     placements = placements_text(decided.placements) if decided.placements.added else None
     content = bytes_of_model(with_metadata(decided.portable, new_card, examples_of_model(model), placements=placements))
     _write_sensitivity(decided.layers, options)
@@ -195,7 +204,7 @@ def int8_graph_from_graph(
     with staged_file(path, force=options.force) as staging:
         staging.write_bytes(content)
     report = _report(path, content, decided, len(chosen), comparison)
-    _say(report, card)
+    _say(report, new_card)
     if decided.guard is not None and not decided.guard.held:
         raise EdgebertError(
             f"the promise cannot be kept: {decided.guard.broken}, with {len(decided.guard.reverted)} layers in float",
@@ -398,13 +407,30 @@ def _card(
                 "held_out": hash_of_hashes(hashes[calibrating:]),
             },
             options={"images": calibrating, **decided.options()},
-            versions={package: installed_version(package) or "unknown" for package in packages},
+            versions={
+                "edgebert": edgebert.__version__,
+                **{package: installed_version(package) or "unknown" for package in packages},
+            },
             metrics=comparison.metrics(),
             parameters=card.provenance.parameters,
             source=card.provenance,
         ),
         seen=card.seen | ImageSet.from_hashes(hashes),
     )
+
+
+def _with_confidence(
+    card: ModelCard, comparison: Comparison, validating: tuple[Example, ...], options: QuantizeOptions
+) -> ModelCard:
+    """Return the card with its temperature and threshold, and with the images they were fitted on among those it has seen."""
+    confidence = fitted_confidence(
+        comparison.after["onnxruntime"],
+        comparison.validation.labels,
+        task=card.task,
+        wanted_precision=options.abstain_precision,
+    )
+    seen = ImageSet.from_hashes(example.pixel_sha256 for example in validating)
+    return replace(card, confidence=confidence, seen=card.seen | seen)
 
 
 def _report(
@@ -463,6 +489,8 @@ def _say(report: QuantizeReport, card: ModelCard) -> None:
     )
     what = "top-1" if card.task == "single-label" else "exact match"
     _log.info("%s on them: %.2f %% before, %.2f %% after", what, 100 * report.top1_before, 100 * report.top1_after)
+    if card.confidence:
+        _log.info("confidence: %s", card.confidence.to_text())
     lowest = min(report.agreement_onnxruntime, report.agreement_openvino, report.engines_agree)
     if lowest < _WORTH_A_WARNING:
         _log.warning("only %.2f %% of the decisions are equal, less than 99 %%", 100 * lowest)

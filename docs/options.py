@@ -118,6 +118,7 @@ SOURCES: dict[str, dict[str, str]] = {
     },
     "quantize": {
         "images": "PTQ4ViT: 128 images instead of 32 change at most 0.08 points; 512 leave room",
+        "abstain_precision": "off: what an unsure answer costs is known to the application alone",
         "class_map": _SAFE,
         "max_skipped": "the recipe's",
         "force": _SAFE,

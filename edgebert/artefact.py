@@ -77,6 +77,7 @@ class FileAnswer:
         label: the class name, the surest one of a multi-label model, or None.
         labels: all that is said: the one class, or any number of them of a multi-label model; None where there is no answer.
         score: the probability of `label`, in [0, 1], or None.
+        abstained: whether the score is too low for the bundle to answer, or None.
         error: what was wrong with the file, or None.
         exit_code: 0, or that of the error.
     """
@@ -85,6 +86,7 @@ class FileAnswer:
     label: str | None
     labels: tuple[str, ...] | None
     score: float | None
+    abstained: bool | None
     error: str | None
     exit_code: int
 
@@ -167,13 +169,20 @@ def _answer(classifier: Classifier, file: Path) -> FileAnswer:
     except (BadDataError, InputNotFoundError) as error:
         _log.warning("`%s`: %s", file, error.what)
         return FileAnswer(
-            file=str(file), label=None, labels=None, score=None, error=error.what, exit_code=error.exit_code
+            file=str(file),
+            label=None,
+            labels=None,
+            score=None,
+            abstained=None,
+            error=error.what,
+            exit_code=error.exit_code,
         )
     return FileAnswer(
         file=str(file),
         label=prediction.label,
         labels=prediction.labels,
         score=prediction.score,
+        abstained=prediction.abstained,
         error=None,
         exit_code=0,
     )
@@ -286,6 +295,7 @@ def _card_facts(card: ModelCard) -> list[tuple[str, str]]:
         ("input", f"{rule.height} x {rule.width} px RGB, {rule.resize}{cut}, {rule.interpolation}"),
         ("normalisation", f"mean {_numbers(rule.mean)}, std {_numbers(rule.std)}, {rule.channel_order} (in the graph)"),
         ("has seen", f"{len(card.seen):,} images, which `bench` refuses"),
+        *([("confidence", card.confidence.to_text())] if card.confidence else []),
     ]
     return facts + [
         ("made by" if at == 0 else "from", _stage(entry)) for at, entry in enumerate(card.provenance.chain())

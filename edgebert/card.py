@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from edgebert._json import Fields, JsonObject, JsonValue
+from edgebert.confidence import Confidence
 from edgebert.errors import BadDataError
 from edgebert.preprocess import Preprocessing
 
@@ -160,7 +161,8 @@ class ModelCard:
         seen: every image used to train, select or calibrate it; `bench` refuses these.
         task: whether an image has one class, or any number of them.
         thresholds: of a multi-label model, one for each class, in (0, 1): the class is said where the sigmoid of its logit
-            reaches it. Empty for a single-label model.
+            reaches it, whatever the temperature of `confidence`. Empty for a single-label model.
+        confidence: how its scores are calibrated and when it abstains; None where nothing was fitted, as for an FP32 graph.
     """
 
     class_names: tuple[str, ...]
@@ -169,6 +171,7 @@ class ModelCard:
     seen: ImageSet = ImageSet()
     task: Task = "single-label"
     thresholds: tuple[float, ...] = ()
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         check_class_names(self.class_names)
@@ -180,14 +183,20 @@ class ModelCard:
         odd = next((threshold for threshold in self.thresholds if not 0 < threshold < 1), None)
         if odd is not None:
             raise BadDataError(f"a threshold is `{odd}`", expected="above 0 and below 1")
+        if self.task == "multi-label" and self.confidence and self.confidence.abstain_below is not None:
+            raise BadDataError(
+                f"a multi-label model abstains below `{self.confidence.abstain_below}`",
+                expected="a threshold for each class, and none for the image",
+            )
 
     def to_json(self) -> JsonObject:
-        """Return the fields as a JSON object; that of a single-label model has no thresholds."""
+        """Return the fields as a JSON object; a single-label model has no thresholds, and not every model a confidence."""
         thresholds: JsonObject = {"thresholds": list(self.thresholds)} if self.task == "multi-label" else {}
         return {
             "schema": CARD_SCHEMA,
             "task": self.task,
             **thresholds,
+            **({"confidence": self.confidence.to_json()} if self.confidence else {}),
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_json(),
             "provenance": self.provenance.to_json(),
@@ -220,6 +229,9 @@ class ModelCard:
             ),
             provenance=Provenance.from_json(fields.fields("provenance").value, what=f"{what}, `provenance`"),
             seen=ImageSet.from_text(fields.text("seen")),
+            confidence=None
+            if fields.value.get("confidence") is None
+            else Confidence.from_json(fields.fields("confidence").value, what=f"{what}, `confidence`"),
         )
 
 

@@ -443,6 +443,13 @@ def quantize(
         str | None,
         typer.Option(metavar="FILE.json", help="Write what each layer costs, and a chart.", show_default="nowhere"),
     ] = None,
+    abstain_precision: Annotated[
+        float | None,
+        typer.Option(
+            help="Abstain where the score is low, so that this share of the other answers is right, such as 0.99.",
+            show_default="never abstain",
+        ),
+    ] = None,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -460,6 +467,7 @@ def quantize(
             min_agreement=min_agreement,
             min_int8_share=min_int8_share,
             sensitivity=sensitivity,
+            abstain_precision=abstain_precision,
             class_map=class_map_from(class_map),
             max_skipped=max_skipped,
             force=force,
@@ -591,7 +599,7 @@ def predict(
     threads: _flags.Threads = 0,
     as_json: _flags.Json = False,
 ) -> None:
-    """Classify image files; one line each: file, class (several joined by `|`), highest score."""
+    """Classify image files; one line each: file, class (several joined by `|`), highest score, `abstained` where it is so."""
 
     def command() -> int:
         from edgebert.artefact import predict_files
@@ -599,6 +607,7 @@ def predict(
         answers = predict_files(bundle, images, target=target, threads=threads)
         rows = [
             f"{answer.file}\t{'|'.join(answer.labels or ()) or '-'}\t{'-' if answer.score is None else format(answer.score, '.4f')}"
+            + ("\tabstained" if answer.abstained else "")
             for answer in answers
         ]
         show({"predictions": [plain(answer) for answer in answers]}, "\n".join(rows), as_json=as_json)

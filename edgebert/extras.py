@@ -24,12 +24,13 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime",),
     "tensorrt": ("tensorrt",),
     "train": ("torch", "transformers", "accelerate", "safetensors", "datasets", "kornia", "sklearn"),
-    "export": ("onnx", "onnxscript", "nncf"),
+    "export": ("onnx", "onnxscript"),
     "recipe": ("pydantic",) if sys.version_info >= (3, 11) else ("pydantic", "tomli"),
     "report": ("matplotlib", "jinja2"),
     "remote": ("asyncssh",),
     "tune": ("optuna",),
     "sign": ("model_signing",),
+    "peers": ("nncf",),
 }
 
 # Lowest versions accepted. torch, transformers, onnx, onnxruntime, Pillow and asyncssh: the first without the

@@ -1,7 +1,8 @@
 """Accuracy of a classifier: from class numbers where an image has one label, else from probabilities and what is said.
 
 Of one label: top-1, macro-F1, the confusion matrix, a table by class. Of several: average precision, F1 over all decisions and
-over the classes, the share of images whose labels are said exactly, and the thresholds that decide.
+over the classes, the share of images whose labels are said exactly, and the thresholds that decide. Of both: how far scores are
+from the share of answers that are right.
 
 >>> labels, predictions = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
 >>> top1(labels, predictions)
@@ -227,6 +228,34 @@ def best_thresholds(labels: LabelSets, probabilities: Probabilities) -> tuple[fl
     """
     _check_several(labels, probabilities)
     return tuple(_best_threshold(labels[:, index], probabilities[:, index]) for index in range(labels.shape[1]))
+
+
+def expected_calibration_error(scores: Probabilities, right: NDArray[np.bool_], bins: int = 15) -> float:
+    """Return how far scores are from the share of right answers among answers of that score, in [0, 1].
+
+    The sum over `bins` equal parts of [0, 1] of |B| / n |accuracy(B) - mean score(B)|, a score on a border belonging to the
+    lower part: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), equation 3, with their 15. It
+    grows as images get fewer (bins of few answers are right by chance or not), so only values of the same images compare.
+
+    Args:
+        scores: of each answer, floating (answers,) in [0, 1].
+        right: whether it is right, bool (answers,).
+        bins: how many parts.
+
+    Raises:
+        BadDataError: no answer, arrays of different shapes, no part, or a score outside [0, 1].
+    """
+    if scores.ndim != 1 or scores.shape != right.shape or not scores.size or right.dtype != np.bool_ or bins < 1:
+        raise BadDataError(
+            f"scores {scores.dtype} {scores.shape} and right answers {right.dtype} {right.shape} in {bins} bins",
+            expected="floating and bool (answers,), not empty, and at least one bin",
+        )
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise BadDataError("a score is not in [0, 1]", expected="probabilities")
+    wide = scores.astype(np.float64)
+    part = np.digitize(wide, np.linspace(0, 1, bins + 1)[1:-1], right=True)  # (answers,): 0 to bins - 1
+    gaps = np.bincount(part, right - wide, minlength=bins)  # |B| (accuracy(B) - mean score(B))
+    return float(np.abs(gaps).sum() / len(wide))
 
 
 def _best_threshold(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:

@@ -66,7 +66,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name on first use (PEP 562): torch and nncf are loaded by who needs them."""
+    """Load a public name on first use (PEP 562): torch and onnx are loaded by who needs them."""
     if name not in _HOME:
         raise AttributeError(f"module `edgebert.export` has no attribute `{name}`")
     value: object = getattr(importlib.import_module(_HOME[name]), name)

@@ -8,6 +8,7 @@ import pytest
 
 from edgebert._json import JsonValue, dump_json, parse_json_object
 from edgebert.card import ImageSet, ModelCard, Provenance, Task, check_class_names, hash_of_hashes
+from edgebert.confidence import Confidence
 from edgebert.errors import BadDataError
 from edgebert.preprocess import Preprocessing
 
@@ -25,6 +26,19 @@ CARD = ModelCard(
         source=TEACHER,
     ),
     seen=ImageSet.from_hashes(HASHES),
+)
+
+
+CONFIDENCE = Confidence(
+    temperature=1.5,
+    ece_before=0.125,
+    ece_after=0.0625,
+    images=2000,
+    abstain_below=0.75,
+    wanted_precision=0.99,
+    precision=0.9875,
+    precision_low=0.975,
+    coverage=0.5,
 )
 
 
@@ -101,6 +115,61 @@ def test_model_card_of_several_labels_survives_json_with_its_thresholds() -> Non
 def test_model_card_refuses_thresholds_that_do_not_fit(task: Task, thresholds: tuple[float, ...], message: str) -> None:
     with pytest.raises(BadDataError, match=message):
         replace(CARD, task=task, thresholds=thresholds)
+
+
+def test_model_card_survives_json_with_its_confidence() -> None:
+    for confidence in (CONFIDENCE, Confidence(temperature=0.5, ece_before=0.0, ece_after=1.0, images=1)):
+        card = replace(CARD, confidence=confidence)
+        assert ModelCard.from_json(parse_json_object(dump_json(card.to_json()), what="card"), what="card") == card
+
+
+def test_model_card_without_confidence_is_written_as_before_there_was_one() -> None:
+    assert "confidence" not in CARD.to_json()
+    assert ModelCard.from_json(changed("confidence", None), what="card") == CARD
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0),
+        ("temperature", -1.5),
+        ("temperature", 1e-300),
+        ("temperature", 1e300),
+        ("temperature", True),
+        ("temperature", "1.5"),
+        ("temperature", None),
+        ("images", 0),
+        ("images", 1.5),
+        ("ece_before", -0.1),
+        ("ece_after", 1.1),
+        ("ece_after", None),
+        ("abstain_below", -0.1),
+        ("abstain_below", 1.1),
+        ("abstain_below", [0.5]),
+        ("abstain_below", None),
+        ("wanted_precision", 0.5),
+        ("wanted_precision", 1),
+        ("precision", 1.5),
+        ("precision_low", None),
+        ("coverage", -1),
+    ],
+)
+def test_model_card_refuses_a_confidence_that_cannot_be(field: str, value: JsonValue) -> None:
+    hostile = changed("confidence", {**CONFIDENCE.to_json(), field: value})
+    with pytest.raises(BadDataError, match=field):
+        ModelCard.from_json(hostile, what="card")
+
+
+def test_model_card_refuses_a_confidence_that_is_no_object() -> None:
+    with pytest.raises(BadDataError, match="`confidence`"):
+        ModelCard.from_json(changed("confidence", 1.5), what="card")
+
+
+def test_model_card_of_several_labels_does_not_abstain() -> None:
+    card = replace(CARD, task="multi-label", thresholds=(0.5, 0.25, 0.875))
+    assert replace(card, confidence=Confidence(temperature=2, ece_before=0, ece_after=0, images=100)).confidence
+    with pytest.raises(BadDataError, match=r"abstains below `0\.75`"):
+        replace(card, confidence=CONFIDENCE)
 
 
 def test_provenance_chain_leads_back_to_the_first() -> None:

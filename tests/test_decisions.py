@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edgebert.card import ModelCard, Provenance
+from edgebert.confidence import Confidence
 from edgebert.decisions import decisions, margins, said_names, sigmoid, softmax, spoken, threshold_logits
 from edgebert.errors import EdgebertError
 from edgebert.preprocess import Preprocessing
@@ -67,3 +70,25 @@ def test_post_says_labels_with_the_surest_first() -> None:
     assert (none.labels, none.label) == ((), "c")
     with pytest.raises(EdgebertError, match="answered image 0"):
         pipeline.post(np.array([[np.nan, 0.0, 0.0]], np.float32))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 20.0])
+def test_post_says_the_same_labels_at_any_temperature(temperature: float) -> None:
+    card = ModelCard(
+        class_names=("a", "b", "c"),
+        preprocessing=Preprocessing(height=4, width=4),
+        provenance=Provenance(stage="export"),
+        task="multi-label",
+        thresholds=(0.5, 0.2, 0.9),
+    )
+    confidence = Confidence(temperature=temperature, ece_before=0.1, ece_after=0.1, images=100)
+    runner = FakeRunner(InputSpec(height=4, width=4, classes=3))
+    logits = np.random.default_rng(0).normal(0, 4, (200, 3)).astype(np.float32)
+    logits[0] = 40, 50, 45  # sigmoids that float64 cannot tell from 1
+    plain = Pipeline(runner, card).post(logits)
+    calibrated = Pipeline(runner, replace(card, confidence=confidence)).post(logits)
+    for before, after, row in zip(plain, calibrated, logits, strict=True):
+        assert (after.labels, after.label, after.index) == (before.labels, before.label, before.index)
+        assert after.scores == pytest.approx(sigmoid(row.astype(np.float64) / temperature).tolist())
+        assert after.score == max(after.scores)
+        assert not after.abstained

@@ -10,7 +10,7 @@ import pytest
 
 import edgebert
 
-# The workbench: these import torch, onnx or nncf at their top.
+# The workbench: these import torch or onnx at their top.
 WORKBENCH = ("edgebert.models", "edgebert.train", "edgebert.export", "edgebert.calibration")
 
 

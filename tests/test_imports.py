@@ -61,6 +61,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "edgebert.bench.worker",
         "edgebert.bundle",
         "edgebert.card",
+        "edgebert.confidence",
         "edgebert.data",
         "edgebert.preprocess",
         "edgebert.runtime.classifier",

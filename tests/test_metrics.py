@@ -13,6 +13,7 @@ from edgebert.metrics import (
     best_thresholds,
     confusion_matrix,
     exact_match,
+    expected_calibration_error,
     macro_f1,
     mean_average_precision,
     multilabel_f1,
@@ -156,3 +157,38 @@ def test_multilabel_metrics_refuse_what_cannot_be_compared(labels: np.ndarray, a
     for metric in (mean_average_precision, best_thresholds):
         with pytest.raises(BadDataError, match=what):
             metric(labels, answers)
+
+
+def test_expected_calibration_error_is_the_weighted_gap_of_its_bins() -> None:
+    scores = np.array([0.15, 0.25, 0.75, 0.85, 0.95])
+    right = np.array([False, True, True, True, False])
+    # In two bins: scores 0.2 against 1 of 2 right, and 0.85 against 2 of 3.
+    assert expected_calibration_error(scores, right, bins=2) == pytest.approx((2 * 0.3 + 3 * (0.85 - 2 / 3)) / 5)
+
+
+def test_expected_calibration_error_puts_a_border_into_the_lower_bin() -> None:
+    scores, right = np.array([0.5, 0.4, 0.0, 1.0]), np.array([True, False, False, True])
+    # Lower: scores 0.9 in sum and one right; upper: 1.0, and it is right.
+    assert expected_calibration_error(scores, right, bins=2) == pytest.approx(0.1 / 4)
+
+
+def test_expected_calibration_error_is_zero_where_scores_are_kept() -> None:
+    scores = np.repeat([0.25, 0.75], 400)
+    right = np.tile([True, False, False, False], 100).tolist() + np.tile([True, True, True, False], 100).tolist()
+    assert expected_calibration_error(scores.astype(np.float32), np.array(right)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "bins"),
+    [
+        ([], [], 15),
+        ([0.5], [True, False], 15),
+        ([0.5], [1], 15),
+        ([1.1], [True], 15),
+        ([float("nan")], [True], 15),
+        ([0.5], [True], 0),
+    ],
+)
+def test_expected_calibration_error_refuses(scores: list[float], right: list[bool], bins: int) -> None:
+    with pytest.raises(BadDataError):
+        expected_calibration_error(np.array(scores), np.array(right), bins)

@@ -23,7 +23,7 @@ from edgebert.bundle import read_bundle
 from edgebert.card import ImageSet, ModelCard, Provenance
 from edgebert.card_io import read_checkpoint_card, read_checkpoint_examples
 from edgebert.data import Dataset, load_dataset
-from edgebert.errors import BadDataError
+from edgebert.errors import BadDataError, UsageError
 from edgebert.examples import example_images
 from edgebert.manifest import Manifest
 from edgebert.metrics import best_thresholds, exact_match, mean_average_precision, multilabel_f1
@@ -32,7 +32,7 @@ from edgebert.runtime.classifier import Classifier
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("nncf")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
@@ -179,6 +179,17 @@ def test_quantize_compares_what_is_said(quantised: QuantizeReport) -> None:
     assert metrics["val_exact_match_int8"] == quantised.top1_after
     assert metrics["val_micro_f1_int8"] >= 0.9
     assert not any("top1" in name for name in metrics)
+
+
+def test_quantize_refuses_to_abstain_where_there_are_several_labels(graph: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="multi-label"):
+        int8_graph_from_graph(graph, folder, tmp_path / "int8.onnx", QuantizeOptions(abstain_precision=0.9))
+
+
+def test_card_says_that_few_images_calibrated_nothing(quantised: QuantizeReport) -> None:
+    confidence = read_graph_card(quantised.path).confidence
+    assert confidence is not None
+    assert (confidence.temperature, confidence.images) == (1, 19)
 
 
 def test_canaries_hold_what_is_said_of_them(bundle: Path) -> None:

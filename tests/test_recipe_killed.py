@@ -15,7 +15,7 @@ from edgebert._files import sha256_of_file
 from edgebert.recipe import DEMO
 from edgebert.stages import STAGES
 
-for _module in ("torch", "onnx", "nncf", "openvino", "onnxruntime", "matplotlib", "pydantic"):
+for _module in ("torch", "onnx", "openvino", "onnxruntime", "matplotlib", "pydantic"):
     pytest.importorskip(_module)
 
 # Two epochs, and a bench as short as it gets: what is tested is what lies on disk.

@@ -255,7 +255,7 @@ def _artifact(measured: Measured, index: int) -> Artifact:
         bytes_on_disk=sum(file.stat().st_size for file in on_disk),
         files=session.loaded.files,
         precision=session.loaded.precision,
-        quantiser=f"nncf {versions['nncf']}" if "nncf" in versions else None,
+        quantiser=next((f"{name} {versions[name]}" for name in ("edgebert", "nncf") if name in versions), None),
         source_model=session.loaded.source_model,
         parameters=next((step.parameters for step in steps if step.parameters is not None), None),
         bundle_digest=session.loaded.bundle_digest,

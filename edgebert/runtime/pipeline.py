@@ -20,13 +20,15 @@ class Prediction:
     """An answer.
 
     Attributes:
-        label: name of the class with the highest probability.
-        score: its probability, in [0, 1]; not calibrated.
+        label: name of the class with the highest probability, also where the answer is abstained from.
+        score: its probability, in [0, 1]; calibrated where the bundle's card has a `confidence`, as that of a quantised model.
         index: of that class in `Classifier.class_names`.
         scores: probabilities of all classes, in the order of `Classifier.class_names`: the softmax, or, of a multi-label
             model, the sigmoid of each logit.
         labels: what is said of the image: that one class, or, of a multi-label model, every class whose probability reaches
-            its threshold, the surest first; none is an answer too.
+            its threshold, the surest first; none is an answer too. Thresholds are of probabilities before the calibration, which
+            changes no decision.
+        abstained: whether the score is below the one from which on the bundle answers; False where it has none.
     """
 
     label: str
@@ -34,6 +36,7 @@ class Prediction:
     index: int
     scores: tuple[float, ...]
     labels: tuple[str, ...]
+    abstained: bool = False
 
 
 class Pipeline:
@@ -71,18 +74,29 @@ class Pipeline:
             )
         if self.card.task == "multi-label":
             said = decisions(logits, self.card.thresholds)
-            return [self._several(row, yes) for row, yes in zip(sigmoid(logits), said, strict=True)]
-        return [self._prediction(row) for row in softmax(logits)]
+            scores = sigmoid(self._calibrated(logits))
+            return [self._several(*row) for row in zip(logits, scores, said, strict=True)]
+        return [self._prediction(*row) for row in zip(logits, softmax(self._calibrated(logits)), strict=True)]
 
-    def _prediction(self, scores: NDArray[np.float64]) -> Prediction:
-        index = int(np.argmax(scores))
-        label = self.card.class_names[index]
+    def _calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.floating]:
+        # Decisions are made of the logits themselves, so that no temperature can change one.
+        confidence = self.card.confidence
+        return logits if confidence is None else logits.astype(np.float64) / confidence.temperature
+
+    def _prediction(self, logits: NDArray[np.float32], scores: NDArray[np.float64]) -> Prediction:
+        index = int(np.argmax(logits))
+        label, score, confidence = self.card.class_names[index], float(scores[index]), self.card.confidence
         return Prediction(
-            label=label, score=float(scores[index]), index=index, scores=tuple(scores.tolist()), labels=(label,)
+            label=label,
+            score=score,
+            index=index,
+            scores=tuple(scores.tolist()),
+            labels=(label,),
+            abstained=confidence is not None and confidence.abstains(score),
         )
 
-    def _several(self, scores: NDArray[np.float64], said: NDArray[np.bool_]) -> Prediction:
-        names, order = self.card.class_names, np.argsort(-scores, kind="stable")
+    def _several(self, logits: NDArray[np.float32], scores: NDArray[np.float64], said: NDArray[np.bool_]) -> Prediction:
+        names, order = self.card.class_names, np.argsort(-logits, kind="stable")
         index = int(order[0])
         return Prediction(
             label=names[index],

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgebert._files import sha256_of_file
+from edgebert.bundle import read_bundle
 from edgebert.calibration.comparison import Validation
 from edgebert.calibration.images import calibration_examples
 from edgebert.calibration.quantize import QuantizeOptions, QuantizeReport, int8_graph_from_graph
 from edgebert.data import Dataset
 from edgebert.errors import BadDataError, CannotWriteError, EdgebertError, InputNotFoundError, UsageError
+from edgebert.export.compile import CompileOptions, bundle_from_graph
 from edgebert.export.metadata import parse_graph, read_graph_card, read_graph_examples
 from edgebert.export.rules import check_int8_graph, qdq_counts
 from edgebert.runtime.runner import InputSpec, ModelSource, open_runner
@@ -61,6 +63,38 @@ def test_card_names_graph_data_and_calibration_images(
     assert all(example.pixel_sha256 in card.seen for example in (*digits.val, *calibration_examples(digits, 512)))
     assert not any(example.pixel_sha256 in card.seen for example in digits.test)
     assert read_graph_examples(quantised.path) == read_graph_examples(trained_graph)
+
+
+def test_card_has_a_temperature_of_the_validation_images(quantised: QuantizeReport, trained_graph: Path) -> None:
+    confidence = read_graph_card(quantised.path).confidence
+    assert confidence is not None
+    assert confidence.images == quantised.validation_images
+    assert confidence.temperature != 1
+    assert confidence.abstain_below is None
+    assert read_graph_card(trained_graph).confidence is None
+
+
+def test_wanted_precision_gives_a_threshold_that_reaches_the_bundle(
+    trained_graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = QuantizeOptions(images=16, abstain_precision=0.98)
+    with caplog.at_level(logging.INFO, logger="edgebert"):
+        int8_graph_from_graph(trained_graph, "digits", tmp_path / "int8.onnx", options)
+    card = read_graph_card(tmp_path / "int8.onnx")
+    assert card.confidence is not None
+    assert card.confidence.wanted_precision == 0.98
+    assert f"confidence: {card.confidence.to_text()}" in caplog.text
+    bundle_from_graph(tmp_path / "int8.onnx", tmp_path / "digits.edgebert", CompileOptions(targets=("cpu",)))
+    assert read_bundle(tmp_path / "digits.edgebert").manifest.card.confidence == card.confidence
+
+
+def test_a_precision_that_is_not_reached_writes_nothing(trained_graph: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(images=16, abstain_precision=1 - 1e-9)
+    turned = tmp_path / "data"
+    _write_images(turned, tuple("0123456789"), np.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3), count=150)
+    with pytest.raises(BadDataError, match="no score separates answers"):
+        int8_graph_from_graph(trained_graph, turned, tmp_path / "int8.onnx", options)
+    assert not (tmp_path / "int8.onnx").exists()
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -149,6 +183,12 @@ def test_engines_that_disagree_are_not_believed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("precision", [0.0, 0.5, 1.0, 99.0])
+def test_quantize_options_refuse_a_precision_that_cannot_be_meant(precision: float) -> None:
+    with pytest.raises(UsageError, match="abstain_precision"):
+        QuantizeOptions(abstain_precision=precision)
+
+
 @pytest.mark.parametrize("images", [0, 15, 100_001])
 def test_quantize_options_refuse_what_cannot_be_meant(images: int) -> None:
     with pytest.raises(UsageError, match=str(images)):
@@ -156,13 +196,17 @@ def test_quantize_options_refuse_what_cannot_be_meant(images: int) -> None:
 
 
 def _write_images(
-    folder: Path, names: tuple[str, ...], picture: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None
+    folder: Path,
+    names: tuple[str, ...],
+    picture: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None,
+    *,
+    count: int = 12,
 ) -> None:
-    """Write twelve 8 x 8 images of each class: `picture` with a different corner each, or noise."""
+    """Write some 8 x 8 images of each class: `picture` with a different corner each, or noise."""
     rng = np.random.default_rng(0)
     for name in names:
         (folder / name).mkdir(parents=True)
-        for number in range(12):
+        for number in range(count):
             pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) if picture is None else picture.astype(np.uint8)
             pixels[0, 0] = rng.integers(0, 256, 3)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")

@@ -69,6 +69,20 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
+_CONFIDENCE = {
+    "temperature": 2.5,
+    "ece_before": 0.2,
+    "ece_after": 0.1,
+    "images": 200,
+    "abstain_below": 0.45,
+    "wanted_precision": 0.9,
+    "precision": 0.91,
+    "precision_low": 0.87,
+    "coverage": 0.8,
+}
+_NO_THRESHOLD = dict.fromkeys(("abstain_below", "wanted_precision", "precision", "precision_low", "coverage"))
+
+
 def _frame(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -182,6 +196,39 @@ def test_an_answer_that_is_not_finite_is_an_error(number: float) -> None:
     logits = pipeline.infer(pipeline.pre(np.zeros((2, 2, 3), np.uint8)))
     with pytest.raises(EdgebertError, match="image 0"):
         pipeline.post(logits)
+
+
+def test_scores_are_calibrated_and_decisions_are_not_touched(own_bundle: Path, toy: Any) -> None:
+    frames = [_frame(seed) for seed in range(20)]
+    with Classifier(own_bundle) as classifier:
+        before = classifier.predict_batch(frames)
+    _edit(own_bundle, lambda manifest: manifest["card"].update(confidence=_CONFIDENCE))
+    with Classifier(own_bundle) as classifier:
+        after = classifier.predict_batch(frames)
+    assert [(answer.label, answer.index, answer.labels) for answer in after] == [
+        (answer.label, answer.index, answer.labels) for answer in before
+    ]
+    logits = toy.logits(np.concatenate([load_image(frame, toy.card.preprocessing)[np.newaxis] for frame in frames]))
+    expected = softmax(logits.astype(np.float64) / 2.5)
+    for answer, row in zip(after, expected, strict=True):
+        assert answer.scores == pytest.approx(row.tolist(), abs=1e-5)
+        assert answer.score == max(answer.scores)
+
+
+def test_an_answer_below_the_threshold_is_abstained_from_and_keeps_its_label(own_bundle: Path) -> None:
+    _edit(own_bundle, lambda manifest: manifest["card"].update(confidence=_CONFIDENCE))
+    with Classifier(own_bundle) as classifier:
+        answers = classifier.predict_batch([_frame(seed) for seed in range(20)])
+    assert {answer.abstained for answer in answers} == {False, True}
+    for answer in answers:
+        assert answer.abstained == (answer.score < _CONFIDENCE["abstain_below"])
+        assert answer.label in answer.labels
+
+
+def test_no_answer_is_abstained_from_where_the_bundle_has_no_threshold(own_bundle: Path) -> None:
+    _edit(own_bundle, lambda manifest: manifest["card"].update(confidence={**_CONFIDENCE, **_NO_THRESHOLD}))
+    with Classifier(own_bundle) as classifier:
+        assert not any(answer.abstained for answer in classifier.predict_batch([_frame(seed) for seed in range(20)]))
 
 
 def test_softmax_survives_huge_logits() -> None:
