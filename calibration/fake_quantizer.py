@@ -59,7 +59,9 @@ class FakeQuantizer(nn.Module):
             shape[self._axis] = -1
             scale = scale.reshape(shape)
         weight = 1.0 / math.sqrt(max(1, count) * self._highest)
-        rounded: Tensor = _Rounded.apply(values, scale, self._lowest, self._highest, weight)
+        rounded: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]  # torch has no types here
+            values, scale, self._lowest, self._highest, weight
+        )
         return rounded
 
 

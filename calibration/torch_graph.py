@@ -70,9 +70,7 @@ class TorchGraph(nn.Module):
         self._model, self._trained = _with_own_initializers(model)
         topology = Topology(self._model)
         self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
-        self._learned = nn.ParameterList(
-            nn.Parameter(tensor_of(topology.initializers[name])) for name in self._trained
-        )
+        self._learned = nn.ParameterList(nn.Parameter(tensor_of(topology.initializers[name])) for name in self._trained)
         self._constants = {
             name: tensor_of(tensor) for name, tensor in topology.initializers.items() if name not in self._trained
         }

@@ -25,7 +25,7 @@ from edgebert.errors import BadDataError
 Inputs = Sequence[Tensor | None]
 
 # The types of ONNX that a classifier computes with.
-_TYPES = {
+_TYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
     TensorProto.DOUBLE: torch.float64,
@@ -288,8 +288,8 @@ def _concat(inputs: Inputs, attributes: Attributes) -> Tensor:
 def _split(inputs: Inputs, attributes: Attributes) -> Sequence[Tensor]:
     values, sizes, axis = given(inputs, 0), whole_numbers(inputs, 1), attributes.integer("axis", 0)
     if sizes is None:
-        return values.split(-(-values.shape[axis] // attributes.integer("num_outputs", 1)), dim=axis)
-    return values.split(sizes, dim=axis)
+        return torch.split(values, -(-values.shape[axis] // attributes.integer("num_outputs", 1)), dim=axis)
+    return torch.split(values, sizes, dim=axis)
 
 
 def _slice(inputs: Inputs, _: Attributes) -> Tensor:
@@ -323,7 +323,7 @@ def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
     kind = _TYPES.get(attributes.integer("to", 0))
     if kind is None:
         raise BadDataError(
-            f"a Cast to `{onnx.helper.tensor_dtype_to_string(attributes.integer('to', 0))}`",
+            f"a Cast to the type `{attributes.integer('to', 0)}` of ONNX",
             expected=", ".join(str(known).removeprefix("torch.") for known in _TYPES.values()),
         )
     return given(inputs, 0).to(kind)
@@ -335,7 +335,10 @@ def _constant_of_shape(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 def _expand(inputs: Inputs, _: Attributes) -> Tensor:
     values, shape = given(inputs, 0), whole_numbers(inputs, 1) or []
-    return values.expand(torch.broadcast_shapes(values.shape, tuple(shape)))
+    missing = len(shape) - values.ndim
+    shape = [1] * -missing + shape  # either may have fewer sides than the other
+    sides = [1] * missing + list(values.shape)
+    return values.expand([own if wanted == 1 else wanted for own, wanted in zip(sides, shape, strict=True)])
 
 
 def _range(inputs: Inputs, _: Attributes) -> Tensor:
