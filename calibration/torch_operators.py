@@ -311,7 +311,7 @@ def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
     axis = attributes.integer("axis", 0) % values.ndim
     indices = torch.where(indices < 0, indices + values.shape[axis], indices)
     taken = values.index_select(axis, indices.reshape(-1))
-    return taken.reshape(*values.shape[:axis], *indices.shape, *values.shape[axis + 1 :])
+    return taken.reshape([*values.shape[:axis], *indices.shape, *values.shape[axis + 1 :]])
 
 
 def _shape(inputs: Inputs, attributes: Attributes) -> Tensor:
