@@ -53,7 +53,7 @@ _log = logging.getLogger("edgebert")
 
 _WARMUP = 0.05  # share of the steps in which the learning rate rises
 _CLIP_NORM = 1.0
-_SCALE_SHARE = 1.0  # of the learning rate
+_SCALE_SHARE = 10.0
 _RAM_BYTES = 1 << 30  # of resized pixels: 430,000 images of 28 px, or 7,100 of 224 px; more are decoded in each epoch
 _VALIDATION_IMAGES = 2000  # as many as INT8 is compared with FP32 on
 _INFERENCE_BATCH = 256
@@ -75,7 +75,7 @@ class FinetuneOptions:
     """
 
     epochs: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-5
     batch_size: int = 64
     scales: Scales = "learned"
     temperature: float = 1.0
