@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -26,9 +27,11 @@ from numpy.typing import NDArray
 
 from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
 from edgebert._progress import Progress, tracked
+from edgebert.calibration.emit import int8_graph
 from edgebert.calibration.images import calibration_examples, check_images_are_real, spread_over_classes
 from edgebert.calibration.placement import Placement, placement_of_graph
-from edgebert.calibration.symmetric import symmetric_form
+from edgebert.calibration.symmetric import symmetric_form, table_of_int8_graph
+from edgebert.calibration.table import ScaleTable
 from edgebert.card import ImageSet, ModelCard, Provenance, hash_of_hashes
 from edgebert.data import DataOptions, Dataset, Example, align_classes, load_dataset
 from edgebert.decisions import decisions
@@ -39,6 +42,9 @@ from edgebert.extras import installed_version, require
 from edgebert.metrics import exact_match, multilabel_f1
 from edgebert.preprocess import Preprocessing, RgbImage, load_image, resize_image
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
+
+if TYPE_CHECKING:
+    from edgebert.calibration.finetune import FinetuneResult
 
 _log = logging.getLogger("edgebert")
 
@@ -56,12 +62,23 @@ class QuantizeOptions:
     Attributes:
         images: calibration images, 16 to 100,000. 32 and 128 images differ by at most 0.08 points of top-1 (PTQ4ViT), NVIDIA
             asks for 500 and more.
+        finetune: DATA whose training images the weights learn from to live with the rounding, usually those of the
+            calibration; its validation images choose the epoch. None for no fine-tuning.
+        teacher: for `finetune`: a checkpoint folder or a Hugging Face id to answer as. None: the FP32 graph.
+        finetune_epochs: passes over the training images, 1 to 5.
+        finetune_scales: `learned` with the weights, or `frozen` as they were measured.
+        finetune_learning_rate: the highest; scales have ten times as much.
         class_map: a class name in the data -> the model's name for it.
         max_skipped: largest share of unreadable images in the data.
         force: replace an existing file.
     """
 
     images: int = 512
+    finetune: str | None = None
+    teacher: str | None = None
+    finetune_epochs: int = 2
+    finetune_scales: Literal["learned", "frozen"] = "learned"
+    finetune_learning_rate: float = 1e-5
     class_map: Mapping[str, str] = field(default_factory=dict)
     max_skipped: float = 0.01
     force: bool = False
@@ -71,6 +88,18 @@ class QuantizeOptions:
             raise UsageError(
                 f"images `{self.images}`", expected="16 to 100,000 calibration images", hint="leave it at 512"
             )
+        if self.teacher is not None and self.finetune is None:
+            raise UsageError(
+                f"teacher `{self.teacher}` without data to fine-tune on",
+                expected="`--finetune DATA` beside it",
+                hint=f"--finetune DATA --teacher {self.teacher}",
+            )
+        if not 1 <= self.finetune_epochs <= 5:
+            raise UsageError(f"finetune_epochs `{self.finetune_epochs}`", expected="1 to 5", hint="leave it at 2")
+        if self.finetune_scales not in ("learned", "frozen"):
+            raise UsageError(f"finetune_scales `{self.finetune_scales}`", expected="learned, frozen")
+        if not 1e-8 <= self.finetune_learning_rate <= 1e-2:
+            raise UsageError(f"finetune_learning_rate `{self.finetune_learning_rate}`", expected="1e-8 to 0.01")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +181,15 @@ def int8_graph_from_graph(
         raise BadDataError(f"`{source}` has nothing to quantise", expected="linears between its stem and its head")
     measured = measured_graph(model, calibration_batch(chosen, card.preprocessing, dataset.name), placement)
     quantised = symmetric_form(measured, placement.quantised)
+    tuned = _tuned(model, table_of_int8_graph(quantised, model), placement.quantised, card, data, dataset, options)
+    if tuned is not None:
+        quantised = int8_graph(tuned.model, tuned.table, placement.quantised)
     onnx.checker.check_model(quantised, full_check=True)
     check_int8_graph(quantised)
     validation = spread_over_classes(dataset.val, _VALIDATION_IMAGES)
     comparison = _compared(graph, bytes_of_model(quantised), card, validation)
     _check_engines(comparison)
-    new_card = _card(card, graph, dataset, chosen, placement, comparison)
+    new_card = _card(card, graph, dataset, chosen, placement, comparison, tuned)
     content = bytes_of_model(with_metadata(quantised, new_card, examples_of_model(model)))
     with staged_file(output, force=options.force) as staging:
         staging.write_bytes(content)
@@ -183,6 +215,34 @@ def _float_graph(source: Path, data: str | Path, options: QuantizeOptions) -> by
         path = Path(folder) / "model.onnx"
         graph_from_checkpoint(source, path, exporting)
         return path.read_bytes()
+
+
+def _tuned(
+    model: onnx.ModelProto,
+    table: ScaleTable,
+    places: tuple[str, ...],
+    card: ModelCard,
+    data: str | Path,
+    dataset: Dataset,
+    options: QuantizeOptions,
+) -> FinetuneResult | None:
+    """Fine-tune as the options say; None where they do not ask for it. `dataset` is what `data` names."""
+    if options.finetune is None:
+        return None
+    for module in ("torch", "transformers", "accelerate"):
+        require(module)
+    from edgebert.calibration.finetune import FinetuneOptions, finetuned
+
+    if options.finetune != str(data):
+        loaded = load_dataset(options.finetune, DataOptions(max_skipped=options.max_skipped, task=card.task))
+        dataset = align_classes(loaded, card.class_names, class_map=options.class_map)
+    tuning = FinetuneOptions(
+        epochs=options.finetune_epochs,
+        learning_rate=options.finetune_learning_rate,
+        scales=options.finetune_scales,
+        teacher=options.teacher,
+    )
+    return finetuned(model, table, places, dataset, card, tuning)
 
 
 def calibration_batch(chosen: tuple[Example, ...], rule: Preprocessing, name: str) -> NDArray[np.uint8]:
@@ -340,9 +400,10 @@ def _card(
     chosen: tuple[Example, ...],
     placement: Placement,
     comparison: _Comparison,
+    tuned: FinetuneResult | None,
 ) -> ModelCard:
     hashes = [example.pixel_sha256 for example in chosen]
-    packages = ("nncf", "onnx", "onnxruntime", "openvino")
+    packages = ("nncf", "onnx", "onnxruntime", "openvino", *(() if tuned is None else ("torch",)))
     return replace(
         card,
         provenance=Provenance(
@@ -351,6 +412,7 @@ def _card(
                 "graph": hashlib.sha256(graph).hexdigest(),
                 "data": dataset.sha256(),
                 "calibration": hash_of_hashes(hashes),
+                **({} if tuned is None else tuned.made_from),
             },
             options={
                 "images": len(chosen),
@@ -358,6 +420,7 @@ def _card(
                 "smoothing": "off",
                 "bias_correction": "fast",
                 "kept_float": dict(sorted(Counter(placement.kept_float.values()).items())),
+                **({} if tuned is None else {"finetune": tuned.provenance()}),
             },
             versions={package: installed_version(package) or "unknown" for package in packages},
             metrics={
@@ -369,7 +432,7 @@ def _card(
             parameters=card.provenance.parameters,
             source=card.provenance,
         ),
-        seen=card.seen | ImageSet.from_hashes(hashes),
+        seen=card.seen | ImageSet.from_hashes(hashes) | (ImageSet() if tuned is None else tuned.seen),
     )
 
 

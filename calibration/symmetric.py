@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from edgebert.calibration.table import ScaleTable
 from edgebert.errors import EdgebertError
 from edgebert.export.rules import MIN_SCALE, weight_axis
 from edgebert.export.topology import LINEAR_OPERATORS, Topology, attribute_of
@@ -72,6 +73,25 @@ def symmetric_form(model: onnx.ModelProto, quantised: tuple[str, ...]) -> onnx.M
         nodes.append(node)
     _set_nodes(result, nodes)
     return result
+
+
+def table_of_int8_graph(int8: onnx.ModelProto, model: onnx.ModelProto) -> ScaleTable:
+    """Return the scales of what `symmetric_form` made, by the names of the FP32 graph it was made from."""
+    topology = Topology(int8)
+    quantised = {node.name: node for node in int8.graph.node if node.op_type in LINEAR_OPERATORS}
+    activations: dict[str, float] = {}
+    weights: dict[str, NDArray[np.float32]] = {}
+    for node in Topology(model).weighted_linears():
+        pairs = [topology.producers.get(name) for name in quantised[node.name].input[:2]]
+        scales = [None if pair is None else topology.array(pair.input[1]) for pair in pairs if _is_dequantiser(pair)]
+        if len(scales) == 2 and scales[0] is not None and scales[1] is not None:
+            activations[node.input[0]] = float(scales[0].ravel()[0])
+            weights[node.name] = scales[1].astype(np.float32)
+    return ScaleTable(activations=activations, weights=weights)
+
+
+def _is_dequantiser(node: NodeProto | None) -> bool:
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _ranges(linear: NodeProto, topology: Topology) -> _Ranges:

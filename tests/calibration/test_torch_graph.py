@@ -134,7 +134,7 @@ def _two_layers() -> onnx.ModelProto:
         helper.make_node("Add", ["third", "mean"], ["tokens"], name="position"),
         helper.make_node("ReduceMean", ["tokens", "axes"], ["logits"], name="pool", keepdims=0),
     ]
-    constants = {
+    constants: dict[str, NDArray[np.generic]] = {
         "mean": np.ones(3, np.float32),
         "W": _SHARED,
         "b": np.zeros(3, np.float32),
