@@ -200,7 +200,7 @@ def _with_own_initializers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tup
             name = node.input[position]
             values = topology.array(name)
             assert values is not None
-            is_tied = values.ndim > 1 and values.size > 1 and np.ptp(values) > 0
+            is_tied = values.ndim > 1 and np.unique(values).size > 1
             key = (name, "" if is_tied else f"{node.name}.{position}")
             if key not in own:
                 own[key] = _free_name(f"{node.name}.{position}.trained", taken)

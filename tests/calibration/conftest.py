@@ -82,8 +82,7 @@ def _answers(model: onnx.ModelProto, images: NDArray[np.uint8], output: str | No
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    answer: NDArray[np.float32] = session.run([output or model.graph.output[0].name], {"image": images})[0]
-    return answer
+    return np.asarray(session.run([output or model.graph.output[0].name], {"image": images})[0], np.float32)
 
 
 @pytest.fixture(scope="session")
