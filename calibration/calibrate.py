@@ -88,10 +88,14 @@ class ScaledGraph:
 
     def emitted(self, places: Collection[str]) -> onnx.ModelProto:
         """Return the Q/DQ graph of one placement."""
-        model = self.model
-        if self.corrections:
-            model = _corrected(model, {name: self.corrections[name] for name in places if name in self.corrections})
-        return int8_graph(model, self.table, places)
+        return int8_graph(self.settled(places).model, self.table, places)
+
+    def settled(self, places: Collection[str]) -> ScaledGraph:
+        """Return it with the biases of these operators corrected, and no further corrections."""
+        if not self.corrections:
+            return self
+        chosen = {name: self.corrections[name] for name in places if name in self.corrections}
+        return ScaledGraph(model=_corrected(self.model, chosen), table=self.table)
 
 
 class Calibration:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import onnx
 
@@ -31,7 +31,7 @@ from edgebert.calibration.cost import macs_by_node, share_of_macs
 from edgebert.calibration.guard import GuardOptions, GuardResult, Judgement, guarded
 from edgebert.calibration.held_out import HeldOut
 from edgebert.calibration.images import calibration_slices, check_images_are_real, images_of, spread_over_classes
-from edgebert.calibration.search import Effort, SearchResult, searched
+from edgebert.calibration.search import Effort, SearchResult, is_as_good, searched
 from edgebert.calibration.sensitivity import LayerSensitivity, sensitivities
 from edgebert.calibration.table import ScaleTable
 from edgebert.card import ImageSet, ModelCard, Provenance, hash_of_hashes
@@ -41,7 +41,10 @@ from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_
 from edgebert.export.placements import Placements, placements_text
 from edgebert.export.rules import check_int8_graph, graph_precision, qdq_counts
 from edgebert.export.topology import Topology
-from edgebert.extras import installed_version
+from edgebert.extras import installed_version, require
+
+if TYPE_CHECKING:
+    from edgebert.calibration.finetune import FinetuneResult
 
 _log = logging.getLogger("edgebert")
 
@@ -65,6 +68,12 @@ class QuantizeOptions:
         sensitivity: a `.json` file to write what each layer costs by itself; its chart lies beside it as `.svg`.
         abstain_precision: abstain where the score is low, so that this share of the other answers is right, above 0.5 and below 1;
             None: never abstain. Chosen on validation images (docs/confidence.md).
+        finetune: DATA whose training images the weights learn from to live with the rounding, usually those of the
+            calibration; its validation images choose the epoch. None for no fine-tuning.
+        teacher: for `finetune`: a checkpoint folder or a Hugging Face id to answer as. None: the FP32 graph.
+        finetune_epochs: passes over the training images, 1 to 5.
+        finetune_scales: `learned` with the weights, or `frozen` as they were measured.
+        finetune_learning_rate: the highest; scales have ten times as much.
         class_map: a class name in the data -> the model's name for it.
         max_skipped: largest share of unreadable images in the data.
         force: replace existing files.
@@ -77,6 +86,11 @@ class QuantizeOptions:
     min_int8_share: float = 0.25
     sensitivity: str | None = None
     abstain_precision: float | None = None
+    finetune: str | None = None
+    teacher: str | None = None
+    finetune_epochs: int = 2
+    finetune_scales: Literal["learned", "frozen"] = "learned"
+    finetune_learning_rate: float = 1e-5
     class_map: Mapping[str, str] = field(default_factory=dict)
     max_skipped: float = 0.01
     force: bool = False
@@ -91,7 +105,22 @@ class QuantizeOptions:
         if self.sensitivity is not None and not self.sensitivity.endswith(".json"):
             raise UsageError(f"sensitivity `{self.sensitivity}`", expected="the name of a `.json` file")
         _ = self.guard  # checks its own
+        self._check_finetuning()
         check_abstaining("single-label", self.abstain_precision)
+
+    def _check_finetuning(self) -> None:
+        if self.teacher is not None and self.finetune is None:
+            raise UsageError(
+                f"teacher `{self.teacher}` without data to fine-tune on",
+                expected="`--finetune DATA` beside it",
+                hint=f"--finetune DATA --teacher {self.teacher}",
+            )
+        if not 1 <= self.finetune_epochs <= 5:
+            raise UsageError(f"finetune_epochs `{self.finetune_epochs}`", expected="1 to 5", hint="leave it at 2")
+        if self.finetune_scales not in ("learned", "frozen"):
+            raise UsageError(f"finetune_scales `{self.finetune_scales}`", expected="learned, frozen")
+        if not 1e-8 <= self.finetune_learning_rate <= 1e-2:
+            raise UsageError(f"finetune_learning_rate `{self.finetune_learning_rate}`", expected="1e-8 to 0.01")
 
     @property
     def guard(self) -> GuardOptions:
@@ -191,10 +220,15 @@ def int8_graph_from_graph(
     held_out = HeldOut(model, card, images_of(choosing, card.preprocessing), len(choosing))
     validating = spread_over_classes(dataset.val, _VALIDATION_IMAGES)
     validation = Validation(model, card, validating)
-    decided = _decided(calibration, held_out, validation, macs_by_node(model), options)
+    search = searched(calibration, held_out, macs_by_node(model), options.effort)
+    scaled = calibration.scaled(search.chosen.recipe).settled(calibration.places(search.chosen.layout))
+    tuned = _tuned(scaled, calibration.places(search.chosen.layout), card, data, dataset, options)
+    if tuned is not None:
+        scaled = ScaledGraph(model=tuned.model, table=tuned.table)
+    decided = _decided(calibration, scaled, search, held_out, validation, options)
     comparison = validation.compared(decided.portable, decided.for_backend("openvino"))
     comparison.check_engines()
-    new_card = _card(card, graph, dataset, (*chosen, *choosing), len(chosen), decided, comparison)
+    new_card = _card(card, graph, dataset, (*chosen, *choosing), len(chosen), decided, comparison, tuned)
     new_card = _with_confidence(new_card, comparison, validating, options)
     placements = placements_text(decided.placements) if decided.placements.added else None
     content = bytes_of_model(with_metadata(decided.portable, new_card, examples_of_model(model), placements=placements))
@@ -246,14 +280,14 @@ class _Decided:
 
 def _decided(
     calibration: Calibration,
+    scaled: ScaledGraph,
+    search: SearchResult,
     held_out: HeldOut,
     validation: Validation,
-    macs: Mapping[str, int],
     options: QuantizeOptions,
 ) -> _Decided:
-    """Search, keep the promise, and prove the graph."""
-    search = searched(calibration, held_out, macs, options.effort)
-    scaled = calibration.scaled(search.chosen.recipe)
+    """Keep the promise, and prove the graph."""
+    macs = macs_by_node(calibration.model)
     places = calibration.places(search.chosen.layout)
     layers: tuple[LayerSensitivity, ...] = ()
     if options.guard.on or options.sensitivity:
@@ -264,6 +298,9 @@ def _decided(
         )
     guard = None
     wider = {backend: calibration.places(trial.layout) for backend, trial in search.wider.items()}
+    if options.finetune is not None:  # its weights are not those that the search tried
+        narrow = held_out.score(scaled.emitted(places))
+        wider = {name: each for name, each in wider.items() if is_as_good(held_out.score(scaled.emitted(each)), narrow)}
     if options.guard.on:
         guard = _guarded(scaled, places, layers, validation, macs, options.guard)
         places = guard.places
@@ -289,6 +326,33 @@ def _decided(
         guard=guard,
         layers=layers,
     )
+
+
+def _tuned(
+    scaled: ScaledGraph,
+    places: tuple[str, ...],
+    card: ModelCard,
+    data: str | Path,
+    dataset: Dataset,
+    options: QuantizeOptions,
+) -> FinetuneResult | None:
+    """Fine-tune as the options say; None where they do not ask for it. `dataset` is what `data` names."""
+    if options.finetune is None:
+        return None
+    for module in ("torch", "transformers", "accelerate"):
+        require(module)
+    from edgebert.calibration.finetune import FinetuneOptions, finetuned
+
+    if options.finetune != str(data):
+        loaded = load_dataset(options.finetune, DataOptions(max_skipped=options.max_skipped, task=card.task))
+        dataset = align_classes(loaded, card.class_names, class_map=options.class_map)
+    tuning = FinetuneOptions(
+        epochs=options.finetune_epochs,
+        learning_rate=options.finetune_learning_rate,
+        scales=options.finetune_scales,
+        teacher=options.teacher,
+    )
+    return finetuned(scaled.model, scaled.table, places, dataset, card, tuning)
 
 
 def _without(wider: Mapping[str, tuple[str, ...]], reverted: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -387,6 +451,7 @@ def _card(
     calibrating: int,
     decided: _Decided,
     comparison: Comparison,
+    tuned: FinetuneResult | None,
 ) -> ModelCard:
     """Return the card of the INT8 graph.
 
@@ -395,7 +460,7 @@ def _card(
         calibrating: how many of them are calibration images.
     """
     hashes = [example.pixel_sha256 for example in seen]
-    packages = ("onnx", "onnxruntime", "openvino")
+    packages = ("onnx", "onnxruntime", "openvino", *(() if tuned is None else ("torch",)))
     return replace(
         card,
         provenance=Provenance(
@@ -405,8 +470,13 @@ def _card(
                 "data": dataset.sha256(),
                 "calibration": hash_of_hashes(hashes[:calibrating]),
                 "held_out": hash_of_hashes(hashes[calibrating:]),
+                **({} if tuned is None else tuned.made_from),
             },
-            options={"images": calibrating, **decided.options()},
+            options={
+                "images": calibrating,
+                **decided.options(),
+                **({} if tuned is None else {"finetune": tuned.provenance()}),
+            },
             versions={
                 "edgebert": edgebert.__version__,
                 **{package: installed_version(package) or "unknown" for package in packages},
@@ -415,7 +485,7 @@ def _card(
             parameters=card.provenance.parameters,
             source=card.provenance,
         ),
-        seen=card.seen | ImageSet.from_hashes(hashes),
+        seen=card.seen | ImageSet.from_hashes(hashes) | (ImageSet() if tuned is None else tuned.seen),
     )
 
 

@@ -130,6 +130,13 @@ def searched(calibration: Calibration, held_out: HeldOut, macs: Mapping[str, int
     )
 
 
+def is_as_good(wide: Score, narrow: Score) -> bool:
+    """Say whether a wider placement may take the place of a narrow one, as the top of this module has it."""
+    if wide.agreement < narrow.agreement:
+        return False
+    return wide.divergence <= max(_UNNOTICEABLE, _DEARER * narrow.divergence)
+
+
 class _Search:
     def __init__(self, calibration: Calibration, held_out: HeldOut, macs: Mapping[str, int], effort: Effort) -> None:
         self._calibration = calibration
@@ -222,9 +229,7 @@ class _Search:
                 self.wider[backend] = chosen
 
     def _worth(self, wide: Trial, narrow: Trial) -> bool:
-        if wide.macs_int8 - narrow.macs_int8 < _WORTH_MACS or wide.score.agreement < narrow.score.agreement:
-            return False
-        return wide.score.divergence <= max(_UNNOTICEABLE, _DEARER * narrow.score.divergence)
+        return wide.macs_int8 - narrow.macs_int8 >= _WORTH_MACS and is_as_good(wide.score, narrow.score)
 
     def _take(self, trial: Trial) -> None:
         if trial.score.divergence < self.best.score.divergence:

@@ -450,6 +450,25 @@ def quantize(
             show_default="never abstain",
         ),
     ] = None,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Its training images teach the weights to live with the rounding, its validation images choose the epoch.",
+            show_default="no fine-tuning",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|ID", help="For --finetune: a checkpoint to answer as.", show_default="the FP32 graph"
+        ),
+    ] = None,
+    finetune_epochs: Annotated[int, typer.Option(help="1 to 5.")] = 2,
+    finetune_scales: Annotated[
+        Literal["learned", "frozen"], typer.Option(help="Whether scales are learned with the weights.")
+    ] = "learned",
+    finetune_learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-5,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -468,6 +487,11 @@ def quantize(
             min_int8_share=min_int8_share,
             sensitivity=sensitivity,
             abstain_precision=abstain_precision,
+            finetune=finetune,
+            teacher=teacher,
+            finetune_epochs=finetune_epochs,
+            finetune_scales=finetune_scales,
+            finetune_learning_rate=finetune_learning_rate,
             class_map=class_map_from(class_map),
             max_skipped=max_skipped,
             force=force,

@@ -12,10 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedModel
 
 from edgebert.calibration.calibrate import unsearched_int8_graph
+from edgebert.calibration.emit import int8_graph
 from edgebert.calibration.placement import placement_of_graph
+from edgebert.calibration.table import ScaleTable
+from edgebert.calibration.torch_graph import TorchGraph
 from edgebert.card import ModelCard, Provenance
 from edgebert.data import Dataset
 from edgebert.examples import example_images
@@ -134,3 +138,23 @@ def test_family_compiles_for_onnx_runtime(family: tuple[Family, Path]) -> None:
     said = [note for note in form.notes if "quantised Conv run in float" in note]
     assert bool(said) == bool(convolutions)
     assert any("answers bit-equal to" in note or "answers within" in note for note in form.notes)
+
+
+def test_family_runs_in_torch_as_in_onnx_runtime(
+    family: tuple[Family, Path],
+    run_graph: Callable[..., NDArray[np.float32]],
+    minmax_table: Callable[..., ScaleTable],
+) -> None:
+    model = parse_graph(family[1])
+    images = load_batch([example.png for example in examples_of_model(model)], card_of_model(model).preprocessing)
+    placement = placement_of_graph(model)
+    attention = [name for name, reason in placement.kept_float.items() if reason == "attention"]
+    places = {*placement.quantised, *attention}
+    table = minmax_table(model, places, images)
+    expected, rounded = run_graph(model, images), run_graph(int8_graph(model, table, places), images)
+    with torch.no_grad():
+        ours = TorchGraph(model)(torch.from_numpy(images)).numpy()
+        ours_rounded = TorchGraph(model, table=table, places=places)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
+    # A value on the border of two steps may take either: far below what the rounding itself changes.
+    assert float(np.abs(ours_rounded - rounded).max()) < 0.05 * float(np.abs(rounded - expected).max())
