@@ -6,7 +6,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgebert.calibration.audit import AuditOptions as AuditOptions
+    from edgebert.calibration.audit import AuditReport as AuditReport
+    from edgebert.calibration.audit import audit_of_calibration as audit_of_calibration
     from edgebert.calibration.images import calibration_examples as calibration_examples
+    from edgebert.calibration.images import calibration_slices as calibration_slices
     from edgebert.calibration.images import check_images_are_real as check_images_are_real
     from edgebert.calibration.placement import Placement as Placement
     from edgebert.calibration.placement import placement_of_graph as placement_of_graph
@@ -15,20 +19,28 @@ if TYPE_CHECKING:
     from edgebert.calibration.quantize import int8_graph_from_graph as int8_graph_from_graph
 
 __all__ = [
+    "AuditOptions",
+    "AuditReport",
     "Placement",
     "QuantizeOptions",
     "QuantizeReport",
+    "audit_of_calibration",
     "calibration_examples",
+    "calibration_slices",
     "check_images_are_real",
     "int8_graph_from_graph",
     "placement_of_graph",
 ]
 
 _HOME = {
+    "AuditOptions": "edgebert.calibration.audit",
+    "AuditReport": "edgebert.calibration.audit",
     "Placement": "edgebert.calibration.placement",
     "QuantizeOptions": "edgebert.calibration.quantize",
     "QuantizeReport": "edgebert.calibration.quantize",
+    "audit_of_calibration": "edgebert.calibration.audit",
     "calibration_examples": "edgebert.calibration.images",
+    "calibration_slices": "edgebert.calibration.images",
     "check_images_are_real": "edgebert.calibration.images",
     "int8_graph_from_graph": "edgebert.calibration.quantize",
     "placement_of_graph": "edgebert.calibration.placement",
