@@ -64,6 +64,8 @@ _log = logging.getLogger("edgebert")
 
 Verdict = Literal["good", "usable", "unusable"]
 
+SEVERITIES: tuple[Severity, ...] = ("ok", "warning", "bad")  # the worst last
+
 _VERDICTS: dict[Severity, Verdict] = {"ok": "good", "warning": "usable", "bad": "unusable"}
 _WORDS: dict[Verdict, str] = {
     "good": "good: these images stand for the data, nothing speaks against measuring ranges on them",
@@ -356,7 +358,7 @@ def audit_of_dataset(model: onnx.ModelProto, card: ModelCard, dataset: Dataset, 
         *(_shift_finding(comparison) for comparison in comparisons),
         _range_finding(ranges, len(first), len(second)),
     )
-    worst = max((finding.severity for finding in findings), key=get_args(Severity).index)
+    worst = max((finding.severity for finding in findings), key=SEVERITIES.index)
     return AuditReport(
         path=None,
         data=dataset.name,
@@ -404,7 +406,9 @@ def value_extremes(
     low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
     elements, beyond = Counter[str](), Counter[str]()
     for number, image in enumerate(images, 1):
-        for name, values in zip(names, session.run(list(names), {"image": image[np.newaxis]}), strict=True):
+        answers = session.run(list(names), {"image": image[np.newaxis]})  # (1, height, width, 3) in
+        for name, answer in zip(names, answers, strict=True):
+            values = np.asarray(answer, np.float32)
             least, most = float(values.min()), float(values.max())
             if not np.isfinite((least, most)).all():
                 raise BadDataError(

@@ -6,12 +6,12 @@ No script, no address of anything outside the page, and the same bytes for the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from edgebert._console import printable
 from edgebert.bench.figures import theme_colour, themed_svg
-from edgebert.calibration.audit import AuditReport, Comparison, Picture, words_of
-from edgebert.calibration.spreads import UNITS, Severity, bin_edges
+from edgebert.calibration.audit import SEVERITIES, AuditReport, Comparison, Picture, words_of
+from edgebert.calibration.spreads import UNITS, bin_edges
 from edgebert.errors import BadDataError
 from edgebert.extras import require
 
@@ -65,7 +65,6 @@ def section_of(report: AuditReport) -> str:
     Raises:
         UnavailableError: the extra `report` is not installed.
     """
-    severities = get_args(Severity)
     classes = report.classes
     if len(classes) > _CLASSES:
         classes = tuple(sorted(classes, key=lambda entry: entry.calibration)[:_CLASSES])
@@ -77,7 +76,7 @@ def section_of(report: AuditReport) -> str:
             report=report,
             words=words_of(report.verdict),
             # What is wrong comes first.
-            findings=sorted(report.findings, key=lambda finding: -severities.index(finding.severity)),
+            findings=sorted(report.findings, key=lambda finding: -SEVERITIES.index(finding.severity)),
             classes=classes,
             longest=longest or 1.0,
             figures=_figures(report),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,11 @@ SMALL = AuditOptions(images=200, held_out=100)
 
 def _example(identity: str, labels: tuple[int, ...], pixels: RgbImage) -> Example:
     return Example(id=identity, labels=labels, pixel_sha256=pixel_sha256(pixels), source=pixels)
+
+
+def _paler(image: RgbImage) -> RgbImage:
+    paler: RgbImage = (image.astype(np.uint16) * 19 // 20 + 3).astype(np.uint8)
+    return paler
 
 
 def _changed(examples: tuple[Example, ...], change: Callable[[RgbImage], RgbImage]) -> tuple[Example, ...]:
@@ -98,11 +104,8 @@ def test_audit_finds_one_picture_under_two_labels(digits: Dataset, audited: Call
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_audit_finds_near_duplicates(digits: Dataset, audited: Callable[..., AuditReport], split: str) -> None:
-    def brightened(image: RgbImage) -> RgbImage:
-        return (image.astype(np.uint16) * 19 // 20 + 3).astype(np.uint8)
-
     originals = digits.split(split)[:70]  # type: ignore[arg-type]  # one of the three
-    planted = tuple(replace(example, id=f"near {example.id}") for example in _changed(originals, brightened))
+    planted = tuple(replace(example, id=f"near {example.id}") for example in _changed(originals, _paler))
     report = audited(replace(digits, train=digits.train + planted))
     name = {"train": "in training", "val": "of validation", "test": "of test"}[split]
     finding = report.finding(f"near duplicates {name}")
@@ -166,11 +169,9 @@ def test_audit_finds_black_images(digits: Dataset, audited: Callable[..., AuditR
     assert finding.text.endswith("are black")
 
 
-def test_audit_finds_activations_beyond_the_range(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch, model: onnx.ModelProto
-) -> None:
+def test_audit_finds_activations_beyond_the_range(digits: Dataset, model: onnx.ModelProto) -> None:
     first = digits.train[:16]
-    faint = _changed(first, lambda image: (image // 16).astype(np.uint8))
+    faint = _changed(first, lambda image: np.floor_divide(image, 16, dtype=np.uint8))
     card = card_of_model(model)
     ranges = room._ranges(model, card.preprocessing, faint, digits.train[100:200])
     finding = room._range_finding(ranges, 16, 100)
@@ -202,8 +203,6 @@ def test_scan_keeps_little_of_each_image(digits: Dataset, model: onnx.ModelProto
 def test_scan_holds_one_image_at_a_time(
     digits: Dataset, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import weakref
-
     alive: list[weakref.ref[RgbImage]] = []
     most = 0
     load = Example.load
