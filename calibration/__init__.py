@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgebert.calibration.audit import AuditOptions as AuditOptions
-    from edgebert.calibration.audit import AuditReport as AuditReport
     from edgebert.calibration.audit import audit_of_calibration as audit_of_calibration
+    from edgebert.calibration.audit_result import AuditReport as AuditReport
     from edgebert.calibration.images import calibration_examples as calibration_examples
     from edgebert.calibration.images import calibration_slices as calibration_slices
     from edgebert.calibration.images import check_images_are_real as check_images_are_real
@@ -34,7 +34,7 @@ __all__ = [
 
 _HOME = {
     "AuditOptions": "edgebert.calibration.audit",
-    "AuditReport": "edgebert.calibration.audit",
+    "AuditReport": "edgebert.calibration.audit_result",
     "Placement": "edgebert.calibration.placement",
     "QuantizeOptions": "edgebert.calibration.quantize",
     "QuantizeReport": "edgebert.calibration.quantize",

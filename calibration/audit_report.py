@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgebert._console import printable
 from edgebert.bench.figures import theme_colour, themed_svg
-from edgebert.calibration.audit import SEVERITIES, AuditReport, Comparison, Picture, words_of
+from edgebert.calibration.audit_result import SEVERITIES, AuditReport, Comparison, Picture, words_of
 from edgebert.calibration.spreads import UNITS, bin_edges
 from edgebert.errors import BadDataError
 from edgebert.extras import require

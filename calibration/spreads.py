@@ -36,9 +36,9 @@ UNITS: dict[Measure, str] = {
     "size": "side of the square of equal area, pixels",
 }
 
-# A shift counts where it is large and more than chance. Large: a standardised difference of means of 0.25 is where Rubin 2001 no
-# longer trusts regression to mend it, 0.8 is Cohen's "large". More than chance: one in 10,000 samples of the same images, as
-# twelve such questions are asked of each data set (Smirnov's 2.23 = sqrt(-ln(0.0001 / 2) / 2), and 3.9 standard errors).
+# A shift counts where it is large and more than chance. Large: standardised differences of means of 0.25, the bound that Stuart 2010
+# gives after Rubin 2001 for groups in balance, and of 0.8, Cohen's "large". More than chance: one in 10,000 samples of the same
+# images, as twelve such questions are asked of each data set (Smirnov's 2.23 = sqrt(-ln(0.0001 / 2) / 2), and 3.9 standard errors).
 _LARGE, _VERY_LARGE = 0.25, 0.8
 _LARGE_STEP, _VERY_LARGE_STEP = 0.15, 0.4
 _CHANCE_OF_MEAN, _CHANCE_OF_STEP = 3.9, 2.23

@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from edgebert.calibration import audit as room
 from edgebert.calibration.audit import (
     AuditOptions,
-    AuditReport,
     audit_of_calibration,
     audit_of_dataset,
     value_extremes,
 )
 from edgebert.calibration.audit_report import page_of, section_of
+from edgebert.calibration.audit_result import AuditReport
 from edgebert.card import ModelCard
 from edgebert.cli import app
 from edgebert.data import Dataset, Example
@@ -209,7 +209,7 @@ def test_scan_holds_one_image_at_a_time(
 
     def counted(example: Example) -> RgbImage:
         nonlocal most
-        image = load(example).copy()
+        image: RgbImage = load(example).copy()
         alive[:] = [reference for reference in alive if reference() is not None]
         alive.append(weakref.ref(image))
         most = max(most, len(alive))
