@@ -6,6 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgebert.calibration.audit import AuditOptions as AuditOptions
+    from edgebert.calibration.audit import audit_of_calibration as audit_of_calibration
+    from edgebert.calibration.audit_result import AuditReport as AuditReport
     from edgebert.calibration.calibrate import Calibration as Calibration
     from edgebert.calibration.calibrate import QuantizationRecipe as QuantizationRecipe
     from edgebert.calibration.calibrate import calibrated as calibrated
@@ -22,11 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Layout",
+    "AuditOptions",
+    "AuditReport",
     "Placement",
     "QuantizationRecipe",
     "QuantizeOptions",
     "QuantizeReport",
     "calibrated",
+    "audit_of_calibration",
     "calibration_examples",
     "calibration_slices",
     "check_images_are_real",
@@ -37,11 +43,14 @@ __all__ = [
 _HOME = {
     "Calibration": "edgebert.calibration.calibrate",
     "Layout": "edgebert.calibration.placement",
+    "AuditOptions": "edgebert.calibration.audit",
+    "AuditReport": "edgebert.calibration.audit_result",
     "Placement": "edgebert.calibration.placement",
     "QuantizationRecipe": "edgebert.calibration.calibrate",
     "QuantizeOptions": "edgebert.calibration.quantize",
     "QuantizeReport": "edgebert.calibration.quantize",
     "calibrated": "edgebert.calibration.calibrate",
+    "audit_of_calibration": "edgebert.calibration.audit",
     "calibration_examples": "edgebert.calibration.images",
     "calibration_slices": "edgebert.calibration.images",
     "check_images_are_real": "edgebert.calibration.images",

@@ -469,12 +469,23 @@ def quantize(
         Literal["learned", "frozen"], typer.Option(help="Whether scales are learned with the weights.")
     ] = "learned",
     finetune_learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-5,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Quantise nothing: look at the images, and write a page of HTML about them.")
+    ] = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
     """Quantise a graph to symmetric INT8 with real calibration images."""
+
+    def auditing() -> int:
+        from edgebert.calibration.audit import AuditOptions, audit_of_calibration
+
+        options = AuditOptions(images=images, class_map=class_map_from(class_map), max_skipped=max_skipped, force=force)
+        report = audit_of_calibration(source, calibration, output, options)
+        show(report.to_json(), report.to_text(), as_json=as_json)
+        return report.exit_code
 
     def command() -> int:
         from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph
@@ -500,7 +511,7 @@ def quantize(
         show(plain(report), report.to_text(), as_json=as_json)
         return 0
 
-    _call(command, as_json=as_json)
+    _call(auditing if audit else command, as_json=as_json)
 
 
 @app.command(name="compile")

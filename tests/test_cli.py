@@ -23,7 +23,7 @@ OPTIONS = {
     "train": ("edgebert.train.options:TrainOptions", {"data", "output"}),
     "distill": ("edgebert.train.options:DistillOptions", {"data", "output"}),
     "export": ("edgebert.export.graph:ExportOptions", {"checkpoint", "output"}),
-    "quantize": ("edgebert.calibration.quantize:QuantizeOptions", {"source", "calibration", "output"}),
+    "quantize": ("edgebert.calibration.quantize:QuantizeOptions", {"source", "calibration", "output", "audit"}),
     "compile_": ("edgebert.export.compile:CompileOptions", {"graph", "output"}),
     "bench": ("edgebert.bench.options:BenchOptions", {"artefacts", "output"}),
 }

@@ -75,7 +75,7 @@ def accuracy_latency_figure(result: Result, part: str = "") -> str:
                 y,
                 xerr=None if across is None else np.maximum(across, 0),
                 yerr=np.maximum(upwards, 0),
-                color=_colour(index),
+                color=theme_colour(index),
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=8,
                 elinewidth=1.4,
@@ -88,7 +88,7 @@ def accuracy_latency_figure(result: Result, part: str = "") -> str:
         axes.set_ylabel(f"{measure_of(result)}, %")
         _legend(axes)
 
-    return _svg(draw, f"{part}accuracy-latency")
+    return themed_svg(draw, f"{part}accuracy-latency")
 
 
 def speedup_figure(result: Result, part: str = "") -> str:
@@ -102,7 +102,7 @@ def speedup_figure(result: Result, part: str = "") -> str:
             interval = comparison.ci95
             error = None if interval is None else np.maximum([[x - 1 / interval[1]], [1 / interval[0] - x]], 0)
             axes.errorbar(
-                x, position, xerr=error, color=_colour(index), marker="o", markersize=7, elinewidth=2, capsize=4
+                x, position, xerr=error, color=theme_colour(index), marker="o", markersize=7, elinewidth=2, capsize=4
             )
             axes.annotate(
                 factor_text(x),
@@ -121,7 +121,7 @@ def speedup_figure(result: Result, part: str = "") -> str:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"times as fast as {_cut(result.comparisons[0].a)} (within this run)")
 
-    return _svg(draw, f"{part}speed-up", height=1.5 + 0.6 * len(result.comparisons))
+    return themed_svg(draw, f"{part}speed-up", height=1.5 + 0.6 * len(result.comparisons))
 
 
 def percentile_figure(result: Result, samples: Samples, part: str = "") -> str:
@@ -137,7 +137,7 @@ def percentile_figure(result: Result, samples: Samples, part: str = "") -> str:
             axes.plot(
                 nines,
                 times[ranks],
-                color=_colour(index),
+                color=theme_colour(index),
                 linestyle=_DASHES[index // PALETTE % len(_DASHES)],
                 drawstyle="steps-post",
                 label=_name(arm),
@@ -150,7 +150,7 @@ def percentile_figure(result: Result, samples: Samples, part: str = "") -> str:
         axes.set_ylabel("end-to-end latency, ms")
         _legend(axes)
 
-    return _svg(draw, f"{part}percentiles")
+    return themed_svg(draw, f"{part}percentiles")
 
 
 def stage_figure(result: Result, part: str = "") -> str:
@@ -192,7 +192,7 @@ def stage_figure(result: Result, part: str = "") -> str:
         axes.set_xlabel("share of the mean end-to-end time, %")
         _legend(axes)
 
-    return _svg(draw, f"{part}stages", height=1.5 + 0.65 * len(result.arms))
+    return themed_svg(draw, f"{part}stages", height=1.5 + 0.65 * len(result.arms))
 
 
 def timeline_figure(result: Result, samples: Samples, part: str = "") -> str:
@@ -211,7 +211,7 @@ def timeline_figure(result: Result, samples: Samples, part: str = "") -> str:
                     seconds[chosen][shown],
                     times[chosen][shown],
                     s=size,
-                    color=_colour(index),
+                    color=theme_colour(index),
                     alpha=alpha,
                     linewidths=0,
                     label=_name(arm) if shown is not warm else None,
@@ -221,7 +221,7 @@ def timeline_figure(result: Result, samples: Samples, part: str = "") -> str:
         axes.set_ylabel("end-to-end latency, ms")
         _legend(axes, markerscale=2.5)
 
-    return _svg(draw, f"{part}timeline", width=2 * _WIDTH + 0.4)
+    return themed_svg(draw, f"{part}timeline", width=2 * _WIDTH + 0.4)
 
 
 def counted_latency(samples: Samples, arm: int) -> IntArray:
@@ -246,7 +246,7 @@ def _stage_means(arm: Arm) -> dict[str, float]:
     return {"pre": latency.pre.mean, "infer": latency.infer.mean, "post": latency.post.mean}
 
 
-def _svg(draw: Callable[[Axes], None], salt: str, *, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+def themed_svg(draw: Callable[[Axes], None], salt: str, *, width: float = _WIDTH, height: float = _HEIGHT) -> str:
     """Return a figure as an SVG element for a page: no prolog, no metadata, no fixed size, themed colours."""
     require("matplotlib")
     import matplotlib
@@ -270,7 +270,7 @@ def _svg(draw: Callable[[Axes], None], salt: str, *, width: float = _WIDTH, heig
     return re.sub(r"#0103([0-9a-f]{2})", lambda found: f"var(--arm-{int(found[1], 16)})", text)
 
 
-def _colour(index: int) -> str:
+def theme_colour(index: int) -> str:
     return f"#0103{index % PALETTE:02x}"
 
 
