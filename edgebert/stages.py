@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert.errors import NotComparableError
+
+_log = logging.getLogger("edgebert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +88,15 @@ def _quantize(call: StageCall) -> None:
 def _compile(call: StageCall) -> None:
     from edgebert.export.compile import CompileOptions, bundle_from_graph
 
-    assert isinstance(call.options, CompileOptions)
-    bundle_from_graph(call.inputs["quantize"], call.output, call.options)
+    options = call.options
+    assert isinstance(options, CompileOptions)
+    if options.precision == "as-given":
+        options = dataclasses.replace(options, data=None)  # which every stage is given that has such an option
+    elif options.float_graph is None:
+        options = dataclasses.replace(options, float_graph=call.inputs["export"])
+    made = bundle_from_graph(call.inputs["quantize"], call.output, options)
+    if made.verdict:
+        _log.info("%s", made.verdict)
 
 
 def _bench(call: StageCall) -> None:
@@ -147,10 +157,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="compile",
             makes="{name}.edgebert",
-            needs=("quantize",),
+            needs=("export", "quantize"),
             options="edgebert.export.compile:CompileOptions",
             run=_compile,
-            uses_data=False,
+            uses_data=True,
         ),
         Stage(
             name="bench",
