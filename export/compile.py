@@ -6,9 +6,8 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,91 +22,31 @@ from edgebert._files import (
     staged_folder,
 )
 from edgebert.bundle import BUNDLE_FOLDER, SUMS_FILE, Bundle, read_bundle, write_bundle
-from edgebert.calibration.images import spread_over_classes
 from edgebert.card import ModelCard, Provenance
-from edgebert.data import DataOptions, Example, align_classes, load_dataset
 from edgebert.decisions import decisions, margins, said_names, spoken, threshold_logits
-from edgebert.errors import (
-    BadDataError,
-    CannotWriteError,
-    EdgebertError,
-    LockedError,
-    UnavailableError,
-    UsageError,
-)
+from edgebert.errors import CannotWriteError, EdgebertError, LockedError, UnavailableError, UsageError
 from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries
+from edgebert.export.compile_options import CompileOptions, check_request
 from edgebert.export.forms import CompiledForm, form_from_graph
-from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, without_examples
-from edgebert.export.rules import check_int8_graph, graph_precision
-from edgebert.export.seven_bit import Weights, seven_bit_weights, weight_bits_for
-from edgebert.export.verdict import MAX_IMAGES, Contender, Limits, Verdict, merged_choice, verdict_from_forms
+from edgebert.export.metadata import examples_of_model, parse_graph
+from edgebert.export.precision import SourceGraph, chosen_graph, weight_bits_of
+from edgebert.export.verdict import Verdict, merged_choice
 from edgebert.export.verdict_report import check_report_can_be_made, page_of_verdict
 from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, Manifest, Precision, engine_name, tolerance_of
 from edgebert.preprocess import load_batch
 from edgebert.runtime.classifier import PORTABLE_BACKENDS, Classifier, machine
-from edgebert.runtime.instructions import int8_instructions, saturates
+from edgebert.runtime.instructions import saturates
 from edgebert.runtime.pipeline import tensor_sha256
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
 from edgebert.target import Target, resolve_target
+
+__all__ = ["CompileOptions", "CompileReport", "bundle_from_graph"]
 
 _log = logging.getLogger("edgebert")
 
 Rows = NDArray[np.float32]  # (canaries, classes)
 
 _CHOICE = "precision_choice"  # of `Manifest.measured`
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileOptions:
-    """Options of `edgebert compile`.
-
-    Attributes:
-        targets: names of `edgebert.target`, in the order in which the runtime tries their forms.
-        canary: None makes canaries of the graph's example images; `synthetic` makes images; else a folder of images.
-        precision: `as-given` compiles the graph that is named; `auto` measures INT8 against FP32 and takes one of them;
-            `int8` and `fp32` take that one, and measure both where there are data.
-        float_graph: the FP32 graph that the INT8 graph was made from; `--float` on the command line, and the recipe's own there.
-        data: DATA whose validation images are measured on.
-        max_drop: percentage points of accuracy that INT8 may lose on validation images.
-        min_agreement: per cent of the validation images that INT8 must decide as FP32 does; 0 lets it decide any.
-        max_seconds: timed on each target, at most.
-        report: a page (.html) that shows what was measured, with the images that INT8 decides otherwise.
-        weights: of INT8 on an x86 CPU: `auto` takes `7-bit` where 8 bits saturate (no VNNI or AMX), else `8-bit`.
-        class_map: class name in the data -> class name in the graph.
-        max_skipped: largest share of unreadable images before the run stops.
-        force: replace an existing bundle, whatever it was made from, and an existing report.
-    """
-
-    targets: tuple[str, ...] = ("cpu",)
-    canary: str | None = None
-    precision: Literal["as-given", "auto", "int8", "fp32"] = "as-given"
-    float_graph: Path | None = None
-    data: str | None = None
-    max_drop: float = 0.5
-    min_agreement: float = 99.0
-    max_seconds: float = 20.0
-    report: Path | None = None
-    weights: Weights = "auto"
-    class_map: Mapping[str, str] = field(default_factory=dict)
-    max_skipped: float = 0.01
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            given = ", ".join(self.targets) or "none"
-            raise UsageError(f"targets: {given}", expected="at least one, each once", hint="edgebert targets")
-        for name in self.targets:
-            if self.weights == "7-bit":
-                weight_bits_for(resolve_target(name), self.weights)
-            resolve_target(name)
-        for value, low, high, name in (
-            (self.max_drop, 0, 100, "max_drop"),
-            (self.min_agreement, 0, 100, "min_agreement"),
-            (self.max_seconds, 0.1, 3600, "max_seconds"),
-        ):
-            if not low <= value <= high:
-                raise UsageError(f"{name} is `{value}`", expected=f"{low:g} to {high:g}")
-        DataOptions(max_skipped=self.max_skipped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,44 +82,6 @@ class CompileReport:
         return f"{self.verdict}\n{line}" if self.verdict else line
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Graph:
-    """The graph to compile, taken apart."""
-
-    content: bytes  # the file as it was given
-    portable: bytes  # the same without its example images: what the bundle holds
-    card: ModelCard
-    precision: Precision
-
-    @classmethod
-    def of(cls, path: Path, content: bytes) -> _Graph:
-        """Take the content of a file apart."""
-        model = parse_graph(content)
-        return cls(
-            content=content,
-            portable=without_examples(content),
-            card=card_of_model(model, what=f"`{path}`"),
-            precision=graph_precision(model),
-        )
-
-    def for_bits(self, bits: int | None) -> bytes:
-        """Return the graph to compile: as it is, or with 7-bit weights."""
-        if bits != 7:
-            return self.content
-        model = parse_graph(self.content)
-        check_int8_graph(model)
-        return bytes_of_model(seven_bit_weights(model))
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def spec(self) -> InputSpec:
-        rule = self.card.preprocessing
-        return InputSpec(height=rule.height, width=rule.width, classes=len(self.card.class_names))
-
-
 def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> CompileReport:
     """Compile a graph into a bundle. Onto a bundle of the same graph it adds forms and keeps the others.
 
@@ -201,31 +102,33 @@ def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Com
         EdgebertError: forms decide differently on a canary.
     """
     targets = [resolve_target(name) for name in options.targets]
-    _check_request(options)
+    check_request(options)
     if options.report is not None:
         check_not_input(options.report, graph, *([] if options.float_graph is None else [options.float_graph]))
         check_file_is_free(options.report, force=options.force)
         check_report_can_be_made()
-    contents = {graph: read_input(graph, what="the graph")}
+        if output.absolute() in options.report.absolute().parents:
+            raise UsageError(f"the report `{options.report}` lies in the bundle", hint="--report NAME.html")
+    contents = [(graph, read_input(graph, what="the graph"))]
     if options.float_graph is not None:
-        contents[options.float_graph] = read_input(options.float_graph, what="the FP32 graph")
-    hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
+        contents.append((options.float_graph, read_input(options.float_graph, what="the FP32 graph")))
+    hashes = [hashlib.sha256(content).hexdigest() for _, content in contents]
     new = _existing_bundle(output, hashes, options) is None
     for target in targets:
         _check_runs_here(target)
-    given, *floats = [_Graph.of(path, content) for path, content in contents.items()]
+    given, *floats = [SourceGraph.of(path, content) for path, content in contents]
     candidates: Sequence[Candidate] = ()
     if new:
         examples = examples_of_model(parse_graph(given.content), what=f"`{graph}`")
         candidates = canary_candidates(options.canary, examples, given.card)
-    parts, forms, verdict = _chosen(given, floats[0] if floats else None, targets, options)
+    parts, forms, verdict = chosen_graph(given, floats[0] if floats else None, targets, options)
     existing = _existing_bundle(output, [parts.sha256], options)
     if existing is None:
         manifest, files = _new_bundle(parts, _name(output), candidates, canary_source=options.canary)
     else:
         manifest, files = existing.manifest, {name: existing.files[name] for name in existing.manifest.sizes}
     for target in targets:
-        bits = _weight_bits(parts, target, options)
+        bits = weight_bits_of(parts, target, options)
         form = forms.get(target.name) or form_from_graph(parts.for_bits(bits), target)
         manifest, files = _with_form(manifest, files, form, parts, bits)
     if verdict is not None:
@@ -234,116 +137,6 @@ def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Com
         manifest = replace(manifest, measured={**manifest.measured, _CHOICE: choice})
     with _staged_report(verdict, output, options):
         return _written(output, manifest, files, existing, options, verdict)
-
-
-def _check_request(options: CompileOptions) -> None:
-    """Refuse options that cannot be meant together, before anything is read.
-
-    Raises:
-        UsageError: `auto` without the FP32 graph or data; an FP32 graph or a report where nothing is chosen.
-    """
-    example = "edgebert compile INT8.onnx --float FP32.onnx --data DATA --precision auto -o NAME.edgebert"
-    given = {"--float FP32.onnx": options.float_graph, "--data DATA": options.data}
-    if options.precision == "auto":
-        missing = [flag for flag, value in given.items() if value is None]
-        if missing:
-            raise UsageError(
-                f"`--precision auto` without `{missing[0]}`",
-                expected="both graphs and validation images to measure them on",
-                hint=example,
-            )
-    elif options.precision == "as-given" and (options.float_graph is not None or options.data is not None):
-        flag = next(flag for flag, value in given.items() if value is not None)
-        raise UsageError(
-            f"`{flag}`, and no precision to be chosen", expected="--precision auto, int8 or fp32", hint=example
-        )
-    if options.report is not None and None in given.values():
-        raise UsageError(
-            f"`--report {options.report}`, and nothing is measured", expected="both graphs and data", hint=example
-        )
-
-
-def _chosen(
-    given: _Graph, floats: _Graph | None, targets: Sequence[Target], options: CompileOptions
-) -> tuple[_Graph, Mapping[str, CompiledForm], Verdict | None]:
-    """Return the graph that ships, the forms of it that are made already, and why.
-
-    Raises:
-        UsageError: the precision that was asked for is not there.
-        BadDataError: the two graphs do not belong together.
-    """
-    if options.precision == "as-given":
-        if options.weights == "7-bit" and given.precision == "fp32":
-            raise UsageError("`--weights 7-bit` for an FP32 graph", expected="an INT8 graph", hint="edgebert quantize")
-        return given, {}, None
-    if floats is None:
-        if options.precision != given.precision:
-            raise UsageError(
-                f"`--precision {options.precision}`, and the graph is {given.precision.upper()}",
-                expected="that graph" if options.precision == "int8" else "the FP32 graph as well",
-                hint="edgebert quantize" if options.precision == "int8" else "--float FP32.onnx",
-            )
-        _log.info("%s ships, as asked; nothing was measured", given.precision.upper())
-        return given, {}, None
-    _check_pair(given, floats)
-    if options.data is None:
-        _log.info("%s ships, as asked; nothing was measured: `--data DATA` measures both", options.precision.upper())
-        return (given if options.precision == "int8" else floats), {}, None
-    examples = _validation(options.data, given.card, options)
-    bits = {target.name: weight_bits_for(target, options.weights) for target in targets}
-    fp32 = Contender(
-        precision="fp32", forms={target.name: form_from_graph(floats.content, target) for target in targets}
-    )
-    int8 = Contender(
-        precision="int8",
-        forms={target.name: form_from_graph(given.for_bits(bits[target.name]), target) for target in targets},
-        weight_bits=bits,
-    )
-    verdict = verdict_from_forms(
-        fp32,
-        int8,
-        given.card,
-        examples,
-        asked=options.precision,
-        limits=Limits(max_drop=options.max_drop, min_agreement=options.min_agreement),
-        max_seconds=options.max_seconds,
-    )
-    return (given, int8.forms, verdict) if verdict.precision == "int8" else (floats, fp32.forms, verdict)
-
-
-def _check_pair(given: _Graph, floats: _Graph) -> None:
-    """Refuse two graphs of which one was not made from the other.
-
-    Raises:
-        BadDataError: the first is not INT8, the second not FP32, or the first was made from another graph.
-    """
-    hint = "edgebert quantize FP32.onnx --calibration DATA -o INT8.onnx"
-    for graph, wanted, what in ((given, "int8", "the graph"), (floats, "fp32", "the graph of `--float`")):
-        if graph.precision != wanted:
-            raise BadDataError(f"{what} is {graph.precision.upper()}", expected=f"one in {wanted.upper()}", hint=hint)
-    made_from = given.card.provenance.made_from.get("graph", "nothing it names")
-    if made_from != floats.sha256:
-        raise BadDataError(
-            f"the INT8 graph was not made from the graph of `--float`, whose SHA-256 is {floats.sha256}",
-            expected=f"the graph that it was made from: {made_from:.64}",
-            hint=hint,
-        )
-
-
-def _validation(data: str, card: ModelCard, options: CompileOptions) -> tuple[Example, ...]:
-    dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=card.task))
-    dataset = align_classes(dataset, card.class_names, class_map=options.class_map)
-    return spread_over_classes(dataset.val, MAX_IMAGES)
-
-
-def _weight_bits(graph: _Graph, target: Target, options: CompileOptions) -> int | None:
-    """Return the bits of a form's weights, None for FP32, and say where nobody knows whether 8 are right."""
-    if graph.precision == "fp32":
-        return None
-    unknown = target.device == "CPU" and int8_instructions(target.backend).exact is None
-    if options.weights == "auto" and unknown:
-        _log.info("`%s`: 8-bit weights; %s", target.name, int8_instructions(target.backend).to_text())
-    return weight_bits_for(target, options.weights)
 
 
 @contextlib.contextmanager
@@ -396,7 +189,7 @@ def _existing_bundle(output: Path, graphs_sha256: Sequence[str], options: Compil
 
 
 def _new_bundle(
-    graph: _Graph, name: str, candidates: Sequence[Candidate], *, canary_source: str | None
+    graph: SourceGraph, name: str, candidates: Sequence[Candidate], *, canary_source: str | None
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is here.
 
@@ -441,7 +234,7 @@ def _new_bundle(
 
 
 def _with_form(
-    manifest: Manifest, files: Mapping[str, bytes], form: CompiledForm, graph: _Graph, weight_bits: int | None
+    manifest: Manifest, files: Mapping[str, bytes], form: CompiledForm, graph: SourceGraph, weight_bits: int | None
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Add a form and what it answers."""
     added: dict[str, bytes] = {}
@@ -465,7 +258,9 @@ def _with_form(
     return replace(manifest, forms=(*manifest.forms, entry), canaries=canaries), {**files, **added}
 
 
-def _recorded(canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows, graph: _Graph) -> tuple[Canary, ...]:
+def _recorded(
+    canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows, graph: SourceGraph
+) -> tuple[Canary, ...]:
     """Return the canaries with what an engine answered, after a check against what is known.
 
     Raises:
@@ -474,7 +269,7 @@ def _recorded(canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows
     return tuple(_recorded_one(canary, engine, device, row, graph) for canary, row in zip(canaries, rows, strict=True))
 
 
-def _recorded_one(canary: Canary, engine: str, device: str, row: Rows, graph: _Graph) -> Canary:
+def _recorded_one(canary: Canary, engine: str, device: str, row: Rows, graph: SourceGraph) -> Canary:
     answer = tuple(float(value) for value in row)
     (said,) = _said(row[np.newaxis], graph.card)
     if not np.isfinite(row).all():
@@ -587,7 +382,7 @@ def _machine_of(target: Target) -> str:
     return "x86_64" if target.form == "ir" else machine()
 
 
-def _provenance(graph: _Graph, canary: str | None) -> Provenance:
+def _provenance(graph: SourceGraph, canary: str | None) -> Provenance:
     source = "examples" if canary is None else "synthetic" if canary == "synthetic" else "folder"
     return Provenance(
         stage="compile",

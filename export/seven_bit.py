@@ -60,8 +60,8 @@ def seven_bit_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type != "DequantizeLinear":
             continue
         stored, scale = topology.array(node.input[0]), topology.array(node.input[1])
-        if stored is None or scale is None:  # an activation
-            continue
+        if stored is None or scale is None or int(np.abs(stored.astype(np.int64)).max(initial=0)) <= STEPS:
+            continue  # an activation, or a weight that fits already
         steps, scales = _rounded(stored, scale.astype(np.float32), attribute_of(node, "axis", 1))
         for position, values in ((0, steps), (1, scales)):
             name = f"{node.output[0]}.7bit.{position}"

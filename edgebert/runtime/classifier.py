@@ -326,17 +326,19 @@ def _saturates(choice: Choice) -> bool:
 def _say_of_weights(bundle: Bundle, choice: Choice) -> None:
     """Warn where int8 products saturate; say so where 7 bits are used and 8 would do."""
     if choice.saturates:
+        target = "" if choice.target == PORTABLE else f" --target {choice.target}"
         _log.warning(
-            "`%s`, %s: this CPU has no VNNI or AMX (%s), and the weights have 8 bits: its accuracy here is not what was "
-            "measured. Compile again: edgebert compile GRAPH --weights 7-bit -o NAME.edgebert",
-            bundle.path,
+            "`%s` has 8-bit weights for `%s`, and this CPU has no VNNI or AMX (%s): its accuracy here is not what was "
+            "measured. Compile it again: edgebert compile GRAPH --weights 7-bit%s -o NAME.edgebert",
+            bundle.manifest.name,
             choice.target,
             int8_instructions(choice.backend).to_text(),
+            target,
         )
     elif choice.weight_bits == 7 and int8_instructions(choice.backend).exact:
         _log.info(
-            "`%s`, %s: the weights have 7 bits, for CPUs without VNNI or AMX; this one would take 8",
-            bundle.path,
+            "`%s` has 7-bit weights for `%s`, for CPUs without VNNI or AMX; this one would take 8",
+            bundle.manifest.name,
             choice.target,
         )
 

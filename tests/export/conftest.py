@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgebert.calibration.placement import placement_of_graph
-from edgebert.calibration.quantize import measured_graph
+from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph, measured_graph
 from edgebert.calibration.symmetric import symmetric_form
 from edgebert.card import ImageSet, ModelCard, Provenance
 from edgebert.data import load_dataset
@@ -17,6 +18,7 @@ from edgebert.export.graph import ExportReport, graph_from_checkpoint
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
 from edgebert.models.checkpoint import new_model, parameter_count, save_checkpoint
 from edgebert.preprocess import Preprocessing, load_batch
+from edgebert.train import TrainOptions, checkpoint_from_data
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,24 @@ def int8_graph(fp32_graph: bytes) -> bytes:
     placement = placement_of_graph(model)
     quantised = symmetric_form(measured_graph(model, np.ascontiguousarray(images), placement), placement.quantised)
     return bytes_of_model(with_metadata(quantised, card, examples))
+
+
+@dataclass(frozen=True)
+class GraphPair:
+    """A student that knows its digits: its FP32 graph, and the INT8 graph made from that."""
+
+    fp32: Path
+    int8: Path
+
+
+@pytest.fixture(scope="session")
+def digits_pair(tmp_path_factory: pytest.TempPathFactory) -> GraphPair:
+    """A `nano` trained for a few seconds, as `train`, `export` and `quantize` make it."""
+    folder = tmp_path_factory.mktemp("pair")
+    checkpoint_from_data(
+        "digits", folder / "student", TrainOptions(model="nano", epochs=12, batch_size=64, learning_rate=4e-3)
+    )
+    fp32, int8 = folder / "student.onnx", folder / "student.int8.onnx"
+    graph_from_checkpoint(folder / "student", fp32)
+    int8_graph_from_graph(fp32, "digits", int8, QuantizeOptions(images=64))
+    return GraphPair(fp32=fp32, int8=int8)
