@@ -101,9 +101,12 @@ def _compile(call: StageCall) -> None:
 
 def _bench(call: StageCall) -> None:
     from edgebert.bench import BenchOptions, result_from_arms
+    from edgebert.bundle import read_bundle
 
     assert isinstance(call.options, BenchOptions)
-    arms = {"teacher": "train", "student-fp32": "export", "student-int8": "compile"}
+    shipped = read_bundle(call.inputs["compile"]).manifest.precision
+    student = "student-int8" if shipped == "int8" else "student-shipped"  # where `compile` took FP32, by its precision
+    arms = {"teacher": "train", "student-fp32": "export", student: "compile"}
     result = result_from_arms([f"{arm}={call.inputs[stage]}" for arm, stage in arms.items()], call.output, call.options)
     if not result.status.valid:
         raise NotComparableError(

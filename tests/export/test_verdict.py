@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +36,10 @@ from edgebert.export.verdict import (
     ratio_text,
     verdict_of,
 )
-from edgebert.export.verdict_measure import timed_rounds
+from edgebert.export.verdict_measure import timed_rounds, verdict_from_forms
 from edgebert.export.verdict_report import page_of_verdict
 from edgebert.runtime.runner import check_device
+from edgebert.stages import STAGES, StageCall
 
 if TYPE_CHECKING:
     from tests.export.conftest import GraphPair
@@ -324,7 +326,7 @@ def _options(pair: GraphPair, **changes: Any) -> CompileOptions:
 @pytest.fixture
 def measured_as(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace what the clock says by made-up ratios, target by target; accuracy and agreement stay real."""
-    real = precision_module.verdict_from_forms
+    real = verdict_from_forms
 
     def given(**ratios: float) -> None:
         def verdict(*arguments: Any, asked: Any, limits: Any, max_seconds: float) -> Any:
@@ -465,6 +467,32 @@ def test_compile_fp32_without_data_measures_nothing_and_says_so(
 def test_compile_as_given_still_measures_nothing(digits_pair: GraphPair, tmp_path: Path) -> None:
     report = bundle_from_graph(digits_pair.int8, tmp_path / "d.edgebert", CompileOptions())
     assert (report.precision, read_bundle(report.path).manifest.measured) == ("int8", {})
+
+
+@pytest.mark.parametrize(
+    ("precision", "given"), [("as-given", (None, None)), ("auto", ("digits", Path("student.onnx")))]
+)
+def test_compile_stage_of_a_recipe_names_data_and_float_graph_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, given: tuple[str | None, Path | None]
+) -> None:
+    called: list[CompileOptions] = []
+
+    def compile_(graph: Path, output: Path, options: CompileOptions) -> SimpleNamespace:
+        assert graph == Path("student.int8.onnx")
+        called.append(options)
+        return SimpleNamespace(verdict="")
+
+    monkeypatch.setattr(compile_module, "bundle_from_graph", compile_)
+    STAGES["compile"].run(
+        StageCall(
+            data="digits",
+            inputs={"export": Path("student.onnx"), "quantize": Path("student.int8.onnx")},
+            output=tmp_path / "d.edgebert",
+            options=CompileOptions(precision=precision, data="digits"),
+            interrupted=False,
+        )
+    )
+    assert [(options.data, options.float_graph) for options in called] == [given]
 
 
 # Refusals, before anything is measured
