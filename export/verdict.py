@@ -227,8 +227,12 @@ def decision_of(measurement: Measurement, limits: Limits) -> Decision:
     """
     against = [*_lost(measurement, limits), *_not_faster(measurement)]
     precision: Precision = "fp32" if against else "int8"
-    why = f"INT8 {' and '.join(against)}: " if against else ""
+    why = f"INT8 {_joined(against)}: " if against else ""
     return Decision(precision=precision, sentence=f"{precision.upper()} ships: {why}{_numbers(measurement)}")
+
+
+def _joined(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def _lost(measurement: Measurement, limits: Limits) -> list[str]:

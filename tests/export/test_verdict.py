@@ -111,6 +111,10 @@ def test_decision_is_fp32_when_int8_is_slower() -> None:
             {"agreement": 0.98, "ratio": 2.0, "ratio_ci95": (1.9, 2.1)},
             "INT8 agrees with FP32 on less than 99 % of the images and is not worth it here",
         ),
+        (
+            {"int8": _figures(0.9), "agreement": 0.91, "ratio_ci95": (1.9, 2.1)},
+            "INT8 loses 9.20 points of accuracy (0.5 are allowed), agrees with FP32 on less than 99 % of the images and is not",
+        ),
     ],
 )
 def test_decision_is_fp32_and_says_why(changes: dict[str, Any], why: str) -> None:
