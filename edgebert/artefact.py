@@ -18,6 +18,7 @@ from edgebert.card_io import read_checkpoint_card
 from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError
 from edgebert.extras import require
 from edgebert.runtime.classifier import Classifier
+from edgebert.runtime.instructions import int8_instructions, saturates
 
 _log = logging.getLogger("edgebert")
 
@@ -257,6 +258,11 @@ def _verify_bundle(path: Path) -> list[str]:
             with Classifier(path, target=form.target):
                 held.append(f"`{form.target}` answers all {len(bundle.manifest.canaries)} canaries")
                 answered += 1
+            if saturates(form.weight_bits, form.backend, form.device):
+                held.append(
+                    f"`{form.target}` has 8-bit weights, which saturate here ({int8_instructions(form.backend).to_text()}): "
+                    "its accuracy is not what was measured; `edgebert compile --weights 7-bit` mends it"
+                )
         except EdgebertError as error:
             if error.exit_code != 69:  # a form for another device is no fault of the bundle
                 raise

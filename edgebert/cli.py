@@ -530,17 +530,60 @@ def compile_(
             show_default="the graph's own",
         ),
     ] = None,
+    precision: Annotated[
+        Literal["as-given", "auto", "int8", "fp32"],
+        typer.Option(help="auto: measures INT8 against FP32 and takes one; needs --float and --data."),
+    ] = "as-given",
+    float_graph: Annotated[
+        Path | None,
+        typer.Option(
+            "--float", metavar="FP32", help="The graph that the INT8 graph was made from.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Its validation images are measured on.", show_default=False)
+    ] = None,
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy that INT8 may lose.")] = 0.5,
+    min_agreement: Annotated[float, typer.Option(help="Per cent of the images that INT8 must decide as FP32.")] = 99.0,
+    max_seconds: Annotated[float, typer.Option(help="Timed on each target, at most.")] = 20.0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page (.html) of what was measured, with the images decided otherwise."),
+    ] = None,
+    weights: Annotated[
+        Literal["auto", "8-bit", "7-bit"],
+        typer.Option(help="Of INT8 on x86. auto: 7-bit where this CPU has no VNNI or AMX, and 8 bits would saturate."),
+    ] = "auto",
+    class_map: _flags.ClassMap = None,
+    max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
-    """Compile a graph for one or more targets, into a bundle; onto a bundle of the same graph it adds a form."""
+    """Compile a graph for one or more targets, into a bundle; onto a bundle of the same graph it adds a form.
+
+    With --float and --data it measures both precisions on validation images, decides, and says why.
+    """
 
     def command() -> int:
         from edgebert.export.compile import CompileOptions, bundle_from_graph
 
-        options = CompileOptions(targets=tuple(target or ("cpu",)), canary=canary, force=force)
-        report = bundle_from_graph(graph, output, options)
-        show(plain(report), report.to_text(), as_json=as_json)
+        options = CompileOptions(
+            targets=tuple(target or ("cpu",)),
+            canary=canary,
+            precision=precision,
+            float_graph=float_graph,
+            data=data,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_seconds=max_seconds,
+            report=report,
+            weights=weights,
+            class_map=class_map_from(class_map),
+            max_skipped=max_skipped,
+            force=force,
+        )
+        made = bundle_from_graph(graph, output, options)
+        show(plain(made), made.to_text(), as_json=as_json)
         return 0
 
     _call(command, as_json=as_json)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgebert import __version__
 from edgebert.extras import EXTRAS, FLOORS, below_floor, install_command, installed_version, require
+from edgebert.runtime.instructions import cpu_flags, int8_instructions
 from edgebert.target import TARGETS, Target
 
 # Flags that decide which INT8 kernels a CPU runs (compression.md, sections 5.4 and 6.1).
@@ -61,16 +62,12 @@ def computer() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_model(),
         "int8 instructions": " ".join(flag for flag in INT8_FLAGS if flag in flags) or "none known",
+        **{
+            f"int8 in {backend}": int8_instructions(backend).to_text()
+            for backend in ("onnxruntime", "openvino")
+            if installed_version(backend)
+        },
     }
-
-
-def cpu_flags() -> frozenset[str]:
-    """Return the CPU's feature flags as Linux names them; empty elsewhere."""
-    for line in _cpuinfo():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
 
 
 def cpu_model() -> str:

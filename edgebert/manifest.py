@@ -26,6 +26,7 @@ BUNDLE_SCHEMA = "edgebert.bundle/1"
 GRAPH_FILE = "model.onnx"
 MIN_CANARIES = 3
 MAX_CANARIES = 8
+WEIGHT_BITS = (8, 7)
 
 Precision = Literal["fp32", "int8"]
 
@@ -43,6 +44,8 @@ class BundleForm:
         disabled_optimizers: graph optimisations its backend must not do.
         versions: package -> version of what made it.
         notes: what the compiler said of it.
+        weight_bits: of an INT8 form: 8 for weights in [-127, 127], 7 for [-63, 63], which no CPU's int8 products saturate
+            with; None of an FP32 form.
     """
 
     target: str
@@ -53,6 +56,7 @@ class BundleForm:
     disabled_optimizers: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    weight_bits: int | None = None
 
     @property
     def engine(self) -> str:
@@ -70,18 +74,27 @@ class BundleForm:
             "disabled_optimizers": list(self.disabled_optimizers),
             "versions": dict(self.versions),
             "notes": list(self.notes),
+            **({} if self.weight_bits is None else {"weight_bits": self.weight_bits}),
         }
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> BundleForm:
-        """Read what `to_json` wrote.
+    def from_fields(cls, fields: Fields, precision: Precision) -> BundleForm:
+        """Read what `to_json` wrote; an INT8 form that says nothing of its weights has 8 bits.
 
         Raises:
-            BadDataError: a field is missing or of another type.
+            BadDataError: a field is missing, of another type or impossible.
         """
         backend = fields.text("backend")
         if backend not in get_args(Backend):
             raise BadDataError(f"{fields.what} has backend `{backend}`", expected=", ".join(get_args(Backend)))
+        bits = 8 if precision == "int8" else None
+        if "weight_bits" in fields.value:
+            bits = fields.integer("weight_bits")
+            if precision != "int8" or bits not in WEIGHT_BITS:
+                raise BadDataError(
+                    f"{fields.what} has {bits} bits in its weights, and the bundle is {precision}",
+                    expected="8 or 7 of an INT8 bundle, and none of an FP32 one",
+                )
         versions = fields.fields("versions")
         return cls(
             target=fields.text("target"),
@@ -92,6 +105,7 @@ class BundleForm:
             disabled_optimizers=fields.texts("disabled_optimizers"),
             versions={name: versions.text(name) for name in versions.value},
             notes=fields.texts("notes"),
+            weight_bits=bits,
         )
 
 
@@ -224,7 +238,10 @@ class Manifest:
             card=card,
             precision=precision,  # type: ignore[arg-type]  # just checked
             made_from=fields.text("made_from"),
-            forms=tuple(BundleForm.from_fields(entry) for entry in fields.list_of_fields("forms")),
+            forms=tuple(
+                BundleForm.from_fields(entry, precision)  # type: ignore[arg-type]  # just checked
+                for entry in fields.list_of_fields("forms")
+            ),
             canaries=tuple(Canary.from_fields(entry, card) for entry in fields.list_of_fields("canaries")),
             preprocessing_sha256=fields.text("preprocessing_sha256"),
             sizes={name: sizes.integer(name) for name in sizes.value},

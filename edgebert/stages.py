@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert.errors import NotComparableError
+
+_log = logging.getLogger("edgebert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +88,25 @@ def _quantize(call: StageCall) -> None:
 def _compile(call: StageCall) -> None:
     from edgebert.export.compile import CompileOptions, bundle_from_graph
 
-    assert isinstance(call.options, CompileOptions)
-    bundle_from_graph(call.inputs["quantize"], call.output, call.options)
+    options = call.options
+    assert isinstance(options, CompileOptions)
+    if options.precision == "as-given":
+        options = dataclasses.replace(options, data=None)  # which every stage is given that has such an option
+    elif options.float_graph is None:
+        options = dataclasses.replace(options, float_graph=call.inputs["export"])
+    made = bundle_from_graph(call.inputs["quantize"], call.output, options)
+    if made.verdict:
+        _log.info("%s", made.verdict)
 
 
 def _bench(call: StageCall) -> None:
     from edgebert.bench import BenchOptions, result_from_arms
+    from edgebert.bundle import read_bundle
 
     assert isinstance(call.options, BenchOptions)
-    arms = {"teacher": "train", "student-fp32": "export", "student-int8": "compile"}
+    shipped = read_bundle(call.inputs["compile"]).manifest.precision
+    student = "student-int8" if shipped == "int8" else "student-shipped"  # where `compile` took FP32, by its precision
+    arms = {"teacher": "train", "student-fp32": "export", student: "compile"}
     result = result_from_arms([f"{arm}={call.inputs[stage]}" for arm, stage in arms.items()], call.output, call.options)
     if not result.status.valid:
         raise NotComparableError(
@@ -147,10 +160,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="compile",
             makes="{name}.edgebert",
-            needs=("quantize",),
+            needs=("export", "quantize"),
             options="edgebert.export.compile:CompileOptions",
             run=_compile,
-            uses_data=False,
+            uses_data=True,
         ),
         Stage(
             name="bench",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,47 +13,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgebert
-from edgebert._files import check_folder_is_free, read_input, staged_folder
+from edgebert._files import (
+    check_file_is_free,
+    check_folder_is_free,
+    check_not_input,
+    read_input,
+    staged_file,
+    staged_folder,
+)
 from edgebert.bundle import BUNDLE_FOLDER, SUMS_FILE, Bundle, read_bundle, write_bundle
 from edgebert.card import ModelCard, Provenance
 from edgebert.decisions import decisions, margins, said_names, spoken, threshold_logits
 from edgebert.errors import CannotWriteError, EdgebertError, LockedError, UnavailableError, UsageError
 from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries
+from edgebert.export.compile_options import CompileOptions, check_request
 from edgebert.export.forms import CompiledForm, form_from_graph
-from edgebert.export.metadata import card_of_model, examples_of_model, parse_graph, without_examples
-from edgebert.export.rules import graph_precision
+from edgebert.export.metadata import examples_of_model, parse_graph
+from edgebert.export.precision import SourceGraph, chosen_graph, weight_bits_of
+from edgebert.export.verdict import Verdict, merged_choice
+from edgebert.export.verdict_report import check_report_can_be_made, page_of_verdict
 from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, Manifest, Precision, engine_name, tolerance_of
 from edgebert.preprocess import load_batch
 from edgebert.runtime.classifier import PORTABLE_BACKENDS, Classifier, machine
+from edgebert.runtime.instructions import saturates
 from edgebert.runtime.pipeline import tensor_sha256
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
 from edgebert.target import Target, resolve_target
+
+__all__ = ["CompileOptions", "CompileReport", "bundle_from_graph"]
 
 _log = logging.getLogger("edgebert")
 
 Rows = NDArray[np.float32]  # (canaries, classes)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileOptions:
-    """Options of `edgebert compile`.
-
-    Attributes:
-        targets: names of `edgebert.target`, in the order in which the runtime tries their forms.
-        canary: None makes canaries of the graph's example images; `synthetic` makes images; else a folder of images.
-        force: replace an existing bundle, whatever it was made from.
-    """
-
-    targets: tuple[str, ...] = ("cpu",)
-    canary: str | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            given = ", ".join(self.targets) or "none"
-            raise UsageError(f"targets: {given}", expected="at least one, each once", hint="edgebert targets")
-        for name in self.targets:
-            resolve_target(name)
+_CHOICE = "precision_choice"  # of `Manifest.measured`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +62,7 @@ class CompileReport:
         added: the targets that were compiled now.
         verified: the targets whose form answered every canary on this computer.
         canaries: how many.
+        verdict: what was measured of both precisions and why this one ships, in one sentence; empty where nothing was.
     """
 
     path: Path
@@ -78,30 +73,13 @@ class CompileReport:
     added: tuple[str, ...]
     verified: tuple[str, ...]
     canaries: int
+    verdict: str = ""
 
     def to_text(self) -> str:
-        """Return one line for a terminal."""
+        """Return one line for a terminal, after the verdict where there is one."""
         forms = ", ".join(form.target for form in self.forms)
-        return f"{self.path}: {self.precision}, {forms}, {self.size_bytes:,} bytes, digest {self.digest}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Graph:
-    """The graph to compile, taken apart."""
-
-    content: bytes  # the file as it was given
-    portable: bytes  # the same without its example images: what the bundle holds
-    card: ModelCard
-    precision: Precision
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def spec(self) -> InputSpec:
-        rule = self.card.preprocessing
-        return InputSpec(height=rule.height, width=rule.width, classes=len(self.card.class_names))
+        line = f"{self.path}: {self.precision}, {forms}, {self.size_bytes:,} bytes, digest {self.digest}"
+        return f"{self.verdict}\n{line}" if self.verdict else line
 
 
 def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> CompileReport:
@@ -113,35 +91,64 @@ def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Com
     Args:
         graph: an ONNX file of edgebert's, FP32 or INT8.
         output: the bundle's folder, by custom `NAME.edgebert`.
-        options: targets and canaries.
+        options: targets, canaries, and which precision ships.
 
     Raises:
         CannotWriteError: `output` exists and is no bundle of this graph, or has a form for one of the targets already.
         UnavailableError: a target's backend or device is not on this computer; said before any work is done.
-        UsageError: the graph holds no example images and no other canaries were named.
-        BadDataError: no graph of edgebert's.
+        UsageError: the graph holds no example images and no other canaries were named; or a precision is to be chosen, and
+            the FP32 graph or the data are not named.
+        BadDataError: no graph of edgebert's; or the FP32 graph is not the one that the INT8 graph was made from.
         EdgebertError: forms decide differently on a canary.
     """
     targets = [resolve_target(name) for name in options.targets]
-    content = read_input(graph, what="the graph")
-    existing = _existing_bundle(output, hashlib.sha256(content).hexdigest(), options)
+    check_request(options)
+    if options.report is not None:
+        check_not_input(options.report, graph, *([] if options.float_graph is None else [options.float_graph]))
+        check_file_is_free(options.report, force=options.force)
+        check_report_can_be_made()
+        if output.absolute() in options.report.absolute().parents:
+            raise UsageError(f"the report `{options.report}` lies in the bundle", hint="--report NAME.html")
+    contents = [(graph, read_input(graph, what="the graph"))]
+    if options.float_graph is not None:
+        contents.append((options.float_graph, read_input(options.float_graph, what="the FP32 graph")))
+    hashes = [hashlib.sha256(content).hexdigest() for _, content in contents]
+    new = _existing_bundle(output, hashes, options) is None
     for target in targets:
         _check_runs_here(target)
-    model = parse_graph(content)
-    parts = _Graph(
-        content=content,
-        portable=without_examples(content),
-        card=card_of_model(model, what=f"`{graph}`"),
-        precision=graph_precision(model),
-    )
+    given, *floats = [SourceGraph.of(path, content) for path, content in contents]
+    candidates: Sequence[Candidate] = ()
+    if new:
+        examples = examples_of_model(parse_graph(given.content), what=f"`{graph}`")
+        candidates = canary_candidates(options.canary, examples, given.card)
+    parts, forms, verdict = chosen_graph(given, floats[0] if floats else None, targets, options)
+    existing = _existing_bundle(output, [parts.sha256], options)
     if existing is None:
-        candidates = canary_candidates(options.canary, examples_of_model(model, what=f"`{graph}`"), parts.card)
         manifest, files = _new_bundle(parts, _name(output), candidates, canary_source=options.canary)
     else:
         manifest, files = existing.manifest, {name: existing.files[name] for name in existing.manifest.sizes}
     for target in targets:
-        manifest, files = _with_form(manifest, files, form_from_graph(content, target), parts)
-    return _written(output, manifest, files, existing, options)
+        bits = weight_bits_of(parts, target, options)
+        form = forms.get(target.name) or form_from_graph(parts.for_bits(bits), target)
+        manifest, files = _with_form(manifest, files, form, parts, bits)
+    if verdict is not None:
+        before = manifest.measured.get(_CHOICE)
+        choice = merged_choice(before if isinstance(before, Mapping) else None, verdict)
+        manifest = replace(manifest, measured={**manifest.measured, _CHOICE: choice})
+    with _staged_report(verdict, output, options):
+        return _written(output, manifest, files, existing, options, verdict)
+
+
+@contextlib.contextmanager
+def _staged_report(verdict: Verdict | None, output: Path, options: CompileOptions) -> Iterator[None]:
+    """Write the page beside its name; it gets it when the bundle has got its own."""
+    if options.report is None or verdict is None:
+        yield
+        return
+    page = page_of_verdict(verdict, _name(output))
+    with staged_file(options.report, force=options.force) as staging:
+        staging.write_bytes(page)
+        yield
 
 
 def _check_runs_here(target: Target) -> None:
@@ -155,15 +162,21 @@ def _check_runs_here(target: Target) -> None:
         )
 
 
-def _existing_bundle(output: Path, graph_sha256: str, options: CompileOptions) -> Bundle | None:
-    """Return the bundle that forms are added to, or None where a new one is made; refuse everything else at once."""
+def _existing_bundle(output: Path, graphs_sha256: Sequence[str], options: CompileOptions) -> Bundle | None:
+    """Return the bundle that forms are added to, or None where a new one is made; refuse everything else at once.
+
+    Args:
+        output: the bundle's folder.
+        graphs_sha256: of the graphs that it may have been made from: both, as long as nobody knows which one ships.
+        options: `force`, targets and canaries.
+    """
     occupied = output.is_dir() and any(output.iterdir())
     if options.force or not occupied or not (output / SUMS_FILE).is_file():
         check_folder_is_free(output, force=options.force, kind=BUNDLE_FOLDER)
         return None
     existing = read_bundle(output)
     hint = "add `--force` to replace the whole bundle, or choose another name with `-o`"
-    if existing.manifest.made_from != graph_sha256:
+    if existing.manifest.made_from not in graphs_sha256:
         raise CannotWriteError(
             f"`{output}` was made from another graph", expected=f"SHA-256 {existing.manifest.made_from:.64}", hint=hint
         )
@@ -176,12 +189,19 @@ def _existing_bundle(output: Path, graph_sha256: str, options: CompileOptions) -
 
 
 def _new_bundle(
-    graph: _Graph, name: str, candidates: Sequence[Candidate], *, canary_source: str | None
+    graph: SourceGraph, name: str, candidates: Sequence[Candidate], *, canary_source: str | None
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is here."""
+    """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is here.
+
+    Where int8 products saturate here, the answers are those of its 7-bit form: they are nearer to what it answers elsewhere.
+    """
     backends = _portable_backends_here()
     tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
-    answers = {name: _answers(name, "CPU", {GRAPH_FILE: graph.portable}, (), graph.spec, tensors) for name in backends}
+    bits = 8 if graph.precision == "int8" else None
+    answers = {}
+    for backend in backends:
+        portable = graph.for_bits(7) if saturates(bits, backend, "CPU") else graph.portable
+        answers[backend] = _answers(backend, "CPU", {GRAPH_FILE: portable}, (), graph.spec, tensors)
     reference = answers[backends[0]]
     chosen = chosen_canaries(candidates, reference, graph.card.class_names, graph.card.thresholds)
     answered = _said(reference, graph.card)
@@ -214,7 +234,7 @@ def _new_bundle(
 
 
 def _with_form(
-    manifest: Manifest, files: Mapping[str, bytes], form: CompiledForm, graph: _Graph
+    manifest: Manifest, files: Mapping[str, bytes], form: CompiledForm, graph: SourceGraph, weight_bits: int | None
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Add a form and what it answers."""
     added: dict[str, bytes] = {}
@@ -232,12 +252,15 @@ def _with_form(
         disabled_optimizers=form.disabled_optimizers,
         versions=form.versions,
         notes=form.notes,
+        weight_bits=weight_bits,
     )
     canaries = _recorded(manifest.canaries, engine, form.device, rows, graph)
     return replace(manifest, forms=(*manifest.forms, entry), canaries=canaries), {**files, **added}
 
 
-def _recorded(canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows, graph: _Graph) -> tuple[Canary, ...]:
+def _recorded(
+    canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows, graph: SourceGraph
+) -> tuple[Canary, ...]:
     """Return the canaries with what an engine answered, after a check against what is known.
 
     Raises:
@@ -246,7 +269,7 @@ def _recorded(canaries: tuple[Canary, ...], engine: str, device: str, rows: Rows
     return tuple(_recorded_one(canary, engine, device, row, graph) for canary, row in zip(canaries, rows, strict=True))
 
 
-def _recorded_one(canary: Canary, engine: str, device: str, row: Rows, graph: _Graph) -> Canary:
+def _recorded_one(canary: Canary, engine: str, device: str, row: Rows, graph: SourceGraph) -> Canary:
     answer = tuple(float(value) for value in row)
     (said,) = _said(row[np.newaxis], graph.card)
     if not np.isfinite(row).all():
@@ -281,6 +304,7 @@ def _written(
     files: Mapping[str, bytes],
     existing: Bundle | None,
     options: CompileOptions,
+    verdict: Verdict | None,
 ) -> CompileReport:
     """Write the bundle beside its name, open it as a user would, and let it have its name."""
     manifest = replace(manifest, sizes={name: len(content) for name, content in files.items()})
@@ -294,7 +318,9 @@ def _written(
     for form in manifest.forms:
         notes = "".join(f"; {note}" for note in form.notes)
         off = f", without {', '.join(form.disabled_optimizers)}" if form.disabled_optimizers else ""
-        _log.info("form `%s`: %s on %s, %s%s%s", form.target, form.backend, form.device, manifest.precision, off, notes)
+        bits = ", 7-bit weights" if form.weight_bits == 7 else ""
+        precision = f"{manifest.precision}{bits}"
+        _log.info("form `%s`: %s on %s, %s%s%s", form.target, form.backend, form.device, precision, off, notes)
     _log.info("`%s`: %d forms, %d canaries", output, len(manifest.forms), len(manifest.canaries))
     return CompileReport(
         path=output,
@@ -305,6 +331,7 @@ def _written(
         added=options.targets,
         verified=verified,
         canaries=len(manifest.canaries),
+        verdict="" if verdict is None else verdict.sentence,
     )
 
 
@@ -355,7 +382,7 @@ def _machine_of(target: Target) -> str:
     return "x86_64" if target.form == "ir" else machine()
 
 
-def _provenance(graph: _Graph, canary: str | None) -> Provenance:
+def _provenance(graph: SourceGraph, canary: str | None) -> Provenance:
     source = "examples" if canary is None else "synthetic" if canary == "synthetic" else "folder"
     return Provenance(
         stage="compile",

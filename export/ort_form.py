@@ -204,7 +204,7 @@ def _check_answers(model: onnx.ModelProto, graph: bytes, content: bytes) -> tupl
         raise EdgebertError(
             f"the form for ONNX Runtime answers differently: logits differ by {difference:.3g}",
             expected=f"at most {allowed:.1g} from the portable graph",
-            hint="compile for `--target intel-cpu`, or quantize again",
+            hint="compile with `--weights 7-bit` or for `--target intel-cpu`, or quantize again",
         )
     same = "bit-equal to" if difference == 0 else f"within {difference:.1g} of"
     return (f"answers {same} the portable graph's on {len(images)} images",)

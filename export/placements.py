@@ -68,6 +68,16 @@ def placements_text(placements: Placements) -> str:
     return dump_json(placements.to_json())
 
 
+def without_placements(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph that carries no placements."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [entry for entry in model.metadata_props if entry.key != PLACEMENTS_KEY]
+    del copy.metadata_props[:]
+    copy.metadata_props.extend(kept)
+    return copy
+
+
 def graph_for_backend(model: onnx.ModelProto, backend: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return an INT8 graph with what one backend quantises as well, and the names of that.
 

@@ -323,6 +323,11 @@ def _canary_file_not_there(manifest: Any) -> None:
     manifest["canaries"][0]["file"] = "../../outside.png"
 
 
+def _int8_with(manifest: Any, weight_bits: object) -> None:
+    manifest.update(precision="int8")
+    manifest["forms"][0].update(weight_bits=weight_bits)
+
+
 MALFORMED: dict[str, Callable[[Any], object]] = {
     "duplicate class": _twice,
     "one class": _one_class,
@@ -340,6 +345,10 @@ MALFORMED: dict[str, Callable[[Any], object]] = {
     "unknown backend": lambda manifest: manifest["forms"][0].update(backend="shell"),
     "unknown precision": lambda manifest: manifest.update(precision="fp12"),
     "a form without recorded answers": lambda manifest: manifest["forms"][0].update(device="GPU"),
+    "weight bits of an FP32 form": lambda manifest: manifest["forms"][0].update(weight_bits=8),
+    "three weight bits": lambda manifest: _int8_with(manifest, 3),
+    "no number of weight bits": lambda manifest: _int8_with(manifest, None),
+    "weight bits as text": lambda manifest: _int8_with(manifest, "7"),
     "two canaries": lambda manifest: manifest.update(canaries=manifest["canaries"][:2]),
     "no logits": lambda manifest: manifest["canaries"][0].update(logits={}, tolerance={}),
     "logits of one engine only": lambda manifest: manifest["canaries"][0]["logits"].pop("openvino"),
@@ -411,6 +420,23 @@ def test_opening_refuses_changed_preprocessing(bundle: Path, parsers: list[str],
     with pytest.raises(RefusedError, match="preprocessing"):
         _open(bundle)
     assert not parsers
+
+
+@pytest.mark.parametrize(("written", "read"), [({}, 8), ({"weight_bits": 8}, 8), ({"weight_bits": 7}, 7)])
+def test_weight_bits_of_an_int8_form_are_eight_where_nothing_is_said(
+    bundle: Path, written: dict[str, int], read: int
+) -> None:
+    def change(manifest: Any) -> None:
+        manifest.update(precision="int8")
+        manifest["forms"][0].update(written)
+
+    _edit(bundle, change)
+    assert read_bundle(bundle).manifest.forms[0].weight_bits == read
+
+
+def test_an_fp32_form_says_nothing_of_weight_bits(bundle: Path) -> None:
+    form = read_bundle(bundle).manifest.forms[0]
+    assert (form.weight_bits, "weight_bits" in form.to_json()) == (None, False)
 
 
 def test_tolerance_of_grows_with_precision_and_device() -> None:

@@ -132,6 +132,23 @@ def test_doctor_names_every_extra_and_the_command_that_adds_it() -> None:
     assert all(not entry["command"] for entry in packages if entry["state"] == "ok")
 
 
+def test_doctor_says_what_int8_is_multiplied_with_in_each_backend() -> None:
+    facts = json.loads(_run("doctor", "--json").stdout)["computer"]
+    for backend in ("onnxruntime", "openvino"):
+        assert any(word in facts[f"int8 in {backend}"] for word in ("exact", "saturate", "not known"))
+
+
+def test_compile_has_a_flag_for_every_option() -> None:
+    import inspect
+    from dataclasses import fields
+
+    from edgebert import cli
+    from edgebert.export.compile import CompileOptions
+
+    names = {entry.name for entry in fields(CompileOptions)} - {"targets"} | {"target"}
+    assert names <= set(inspect.signature(cli.compile_).parameters)
+
+
 def test_doctor_reports_what_is_below_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgebert import doctor
 

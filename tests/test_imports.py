@@ -65,6 +65,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "edgebert.data",
         "edgebert.preprocess",
         "edgebert.runtime.classifier",
+        "edgebert.runtime.instructions",
         "edgebert.target",
         "edgebert.testing",
     ],

@@ -25,6 +25,7 @@ from edgebert.decisions import spoken
 from edgebert.errors import BadDataError, InputNotFoundError, RefusedError, UnavailableError
 from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, engine_name
 from edgebert.preprocess import ImageSource
+from edgebert.runtime.instructions import int8_instructions, saturates
 from edgebert.runtime.pipeline import Pipeline, Prediction, tensor_sha256
 from edgebert.runtime.runner import (
     InputSpec,
@@ -72,24 +73,32 @@ class Choice:
         backend: which runner.
         source: the verified bytes.
         options: how it is opened.
+        weight_bits: 8 or 7 of an INT8 model, None of a float one.
     """
 
     target: str
     backend: str
     source: ModelSource
     options: RunnerOptions
+    weight_bits: int | None = None
 
     @property
     def engine(self) -> str:
         """The key of its logits in `Canary.logits`."""
         return engine_name(self.backend, self.options.device)
 
+    @property
+    def saturates(self) -> bool:
+        """Whether its int8 products saturate on this CPU, so that its accuracy is not what was measured elsewhere."""
+        return saturates(self.weight_bits, self.backend, self.options.device)
+
 
 class Classifier:
     """An opened bundle that answers for images.
 
     Opening verifies every hash, picks the form that fits this computer, and answers every canary; a bundle that
-    fails any of it is refused. Safe to call from many threads at once. The caller's arrays are never written, and a
+    fails any of it is refused. A form whose int8 products would saturate on this CPU is used only where nothing else
+    fits, and that is said in a warning. Safe to call from many threads at once. The caller's arrays are never written, and a
     forked child gets `ForkedRuntimeError` instead of a hang.
 
     Args:
@@ -111,6 +120,7 @@ class Classifier:
         bundle = read_bundle(Path(path))
         choices = choices_for(bundle, target, threads)
         choice, runner = _open_first(bundle, choices)
+        _say_of_weights(bundle, choice)
         self._pipeline = Pipeline(runner, bundle.manifest.card)
         try:
             used = check_canaries(bundle, self._pipeline, choice.engine)
@@ -191,6 +201,8 @@ class Classifier:
 def choices_for(bundle: Bundle, target: str | None, threads: int) -> list[Choice]:
     """Return what of a bundle could run on a computer like this one, the best first; no backend is imported.
 
+    What saturates on this CPU comes last, else the order is the bundle's own.
+
     Raises:
         UsageError: no such target.
         UnavailableError: the bundle has no form for `target`, or one for other machines.
@@ -214,13 +226,19 @@ def choices_for(bundle: Bundle, target: str | None, threads: int) -> list[Choice
     fitting = [_form_choice(bundle, form, threads) for form in forms if _fits_machine(form)]
     recorded = bundle.manifest.canaries[0].logits
     portable = [portable_choice(bundle, backend, threads) for backend in PORTABLE_BACKENDS if backend in recorded]
-    return fitting + portable
+    return sorted(fitting, key=_saturates) + sorted(portable, key=_saturates)
 
 
 def portable_choice(bundle: Bundle, backend: str, threads: int) -> Choice:
     """Return the portable graph, to be run by `backend` on the CPU."""
     source = ModelSource(spec=_spec(bundle), files={GRAPH_FILE: bundle.files[GRAPH_FILE]})
-    return Choice(target=PORTABLE, backend=backend, source=source, options=RunnerOptions(threads=threads))
+    return Choice(
+        target=PORTABLE,
+        backend=backend,
+        source=source,
+        options=RunnerOptions(threads=threads),
+        weight_bits=8 if bundle.manifest.precision == "int8" else None,
+    )
 
 
 def check_canaries(bundle: Bundle, pipeline: Pipeline, engine: str) -> float:
@@ -296,7 +314,33 @@ def _open_first(bundle: Bundle, choices: list[Choice]) -> tuple[Choice, Runner]:
 def _form_choice(bundle: Bundle, form: BundleForm, threads: int) -> Choice:
     options = RunnerOptions(device=form.device, threads=threads, disabled_optimizers=form.disabled_optimizers)
     source = ModelSource(spec=_spec(bundle), files=bundle.form_files(form))
-    return Choice(target=form.target, backend=form.backend, source=source, options=options)
+    return Choice(
+        target=form.target, backend=form.backend, source=source, options=options, weight_bits=form.weight_bits
+    )
+
+
+def _saturates(choice: Choice) -> bool:
+    return choice.saturates
+
+
+def _say_of_weights(bundle: Bundle, choice: Choice) -> None:
+    """Warn where int8 products saturate; say so where 7 bits are used and 8 would do."""
+    if choice.saturates:
+        target = "" if choice.target == PORTABLE else f" --target {choice.target}"
+        _log.warning(
+            "`%s` has 8-bit weights for `%s`, and this CPU has no VNNI or AMX (%s): its accuracy here is not what was "
+            "measured. Compile it again: edgebert compile GRAPH --weights 7-bit%s -o NAME.edgebert",
+            bundle.manifest.name,
+            choice.target,
+            int8_instructions(choice.backend).to_text(),
+            target,
+        )
+    elif choice.weight_bits == 7 and int8_instructions(choice.backend).exact:
+        _log.info(
+            "`%s` has 7-bit weights for `%s`, for CPUs without VNNI or AMX; this one would take 8",
+            bundle.manifest.name,
+            choice.target,
+        )
 
 
 def _spec(bundle: Bundle) -> InputSpec:

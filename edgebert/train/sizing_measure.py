@@ -337,6 +337,7 @@ def write_candidate_bundle(
                 disabled_optimizers=form.disabled_optimizers,
                 versions=form.versions,
                 notes=form.notes,
+                weight_bits=8 if precision == "int8" else None,
             ),
         ),
         canaries=canaries,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from edgebert.calibration.calibrate import unsearched_int8_graph
+from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph
 from edgebert.card import ImageSet, ModelCard, Provenance
 from edgebert.data import load_dataset
 from edgebert.examples import example_images
@@ -14,6 +16,7 @@ from edgebert.export.graph import ExportReport, graph_from_checkpoint
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
 from edgebert.models.checkpoint import new_model, parameter_count, save_checkpoint
 from edgebert.preprocess import Preprocessing, load_batch
+from edgebert.train import TrainOptions, checkpoint_from_data
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,24 @@ def int8_graph(fp32_graph: bytes) -> bytes:
     images = load_batch([example.png for example in examples], card.preprocessing)
     quantised = unsearched_int8_graph(model, images)
     return bytes_of_model(with_metadata(quantised, card, examples))
+
+
+@dataclass(frozen=True)
+class GraphPair:
+    """A student that knows its digits: its FP32 graph, and the INT8 graph made from that."""
+
+    fp32: Path
+    int8: Path
+
+
+@pytest.fixture(scope="session")
+def digits_pair(tmp_path_factory: pytest.TempPathFactory) -> GraphPair:
+    """A `nano` trained for a few seconds, as `train`, `export` and `quantize` make it."""
+    folder = tmp_path_factory.mktemp("pair")
+    checkpoint_from_data(
+        "digits", folder / "student", TrainOptions(model="nano", epochs=12, batch_size=64, learning_rate=4e-3)
+    )
+    fp32, int8 = folder / "student.onnx", folder / "student.int8.onnx"
+    graph_from_checkpoint(folder / "student", fp32)
+    int8_graph_from_graph(fp32, "digits", int8, QuantizeOptions(images=64, effort="fast"))
+    return GraphPair(fp32=fp32, int8=int8)

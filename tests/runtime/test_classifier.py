@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 import edgebert.runtime.classifier as classifier_module
+import edgebert.runtime.instructions as instructions_module
 from edgebert import Classifier
 from edgebert._json import dump_json
+from edgebert.artefact import verify
 from edgebert.bundle import read_bundle
 from edgebert.card import ModelCard, Provenance
 from edgebert.decisions import softmax
@@ -34,6 +36,7 @@ from edgebert.errors import (
     UsageError,
 )
 from edgebert.preprocess import Preprocessing, load_image
+from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.pipeline import Pipeline
 from edgebert.runtime.runner import RUNNERS, InputSpec, check_device, open_runner
 from edgebert.testing import FakeRunner
@@ -289,6 +292,109 @@ def test_a_computer_without_any_backend_is_told_what_to_install(bundle: Path, mi
     missing.update(RUNNERS)
     with pytest.raises(UnavailableError, match=r"forms: cpu, intel-cpu(.|\n)*pip install"):
         Classifier(bundle)
+
+
+# INT8 on a CPU whose products saturate
+
+
+@pytest.fixture
+def instructions(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool | None], None]:
+    """Give this computer's CPU exact int8 sums, saturating ones, or ones that nobody knows."""
+
+    def given(exact: bool | None) -> None:
+        for module in (classifier_module, instructions_module):
+            monkeypatch.setattr(module, "int8_instructions", lambda _: Int8Instructions(name="avx2", exact=exact))
+
+    return given
+
+
+def _as_int8(bundle: Path, *weight_bits: int) -> None:
+    """Let a bundle say that it is INT8, with these bits in the weights of its forms; the network stays as it is."""
+
+    def change(manifest: Any) -> None:
+        manifest.update(precision="int8")
+        for form, bits in zip(manifest["forms"], weight_bits, strict=True):
+            form.update(weight_bits=bits)
+
+    _edit(bundle, change)
+
+
+def _said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+@pytest.mark.parametrize(("exact", "target"), [(False, "intel-cpu"), (True, "cpu"), (None, "cpu")])
+def test_a_form_that_does_not_saturate_is_preferred(
+    own_bundle: Path, instructions: Callable[[bool | None], None], exact: bool | None, target: str
+) -> None:
+    _as_int8(own_bundle, 8, 7)
+    instructions(exact)
+    with Classifier(own_bundle) as classifier:
+        assert classifier.target == target
+
+
+@pytest.mark.parametrize("target", [None, "cpu"])
+def test_eight_bits_on_a_saturating_cpu_are_used_with_one_warning(
+    own_bundle: Path,
+    instructions: Callable[[bool | None], None],
+    caplog: pytest.LogCaptureFixture,
+    target: str | None,
+) -> None:
+    _as_int8(own_bundle, 8, 8)
+    instructions(False)
+    with caplog.at_level(logging.INFO, "edgebert"), Classifier(own_bundle, target=target) as classifier:
+        classifier.predict(_frame())
+        assert classifier.target == "cpu"
+    (warning,) = _said(caplog, logging.WARNING)
+    assert "no VNNI or AMX (avx2: sums of int8 products saturate)" in warning
+    assert "edgebert compile GRAPH --weights 7-bit --target cpu -o NAME.edgebert" in warning
+
+
+def test_the_portable_int8_graph_is_warned_of_as_well(
+    own_bundle: Path, instructions: Callable[[bool | None], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    _as_int8(own_bundle, 7, 7)
+    _edit(own_bundle, lambda manifest: [form.update(machine="riscv64") for form in manifest["forms"]])
+    instructions(False)
+    with caplog.at_level(logging.INFO, "edgebert"), Classifier(own_bundle) as classifier:
+        assert classifier.target == "portable"
+    assert any("8-bit weights for `portable`" in text for text in _said(caplog, logging.WARNING))
+
+
+def test_seven_bits_on_a_cpu_with_vnni_are_one_line_and_no_warning(
+    own_bundle: Path, instructions: Callable[[bool | None], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    _as_int8(own_bundle, 7, 7)
+    instructions(True)
+    with caplog.at_level(logging.INFO, "edgebert"), Classifier(own_bundle):
+        pass
+    assert _said(caplog, logging.WARNING) == []
+    assert _said(caplog, logging.INFO) == [
+        "`toy` has 7-bit weights for `cpu`, for CPUs without VNNI or AMX; this one would take 8"
+    ]
+
+
+@pytest.mark.parametrize(("bits", "exact"), [(8, True), (8, None), (7, False), (7, None)])
+def test_nothing_is_said_of_weights_that_fit_or_of_an_unknown_cpu(
+    own_bundle: Path,
+    instructions: Callable[[bool | None], None],
+    caplog: pytest.LogCaptureFixture,
+    bits: int,
+    exact: bool | None,
+) -> None:
+    _as_int8(own_bundle, bits, bits)
+    instructions(exact)
+    with caplog.at_level(logging.INFO, "edgebert"), Classifier(own_bundle):
+        pass
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_verify_says_that_a_form_saturates_here(own_bundle: Path, instructions: Callable[[bool | None], None]) -> None:
+    _as_int8(own_bundle, 8, 7)
+    instructions(False)
+    held = [line for line in verify(own_bundle) if "saturate" in line]
+    assert len(held) == 1
+    assert held[0].startswith("`cpu` has 8-bit weights, which saturate here")
 
 
 # The self-test: edits that are rightly hashed

@@ -1,0 +1,93 @@
+"""Options of `edgebert compile`, and which of them can be meant together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgebert.data import DataOptions
+from edgebert.errors import UsageError
+from edgebert.export.seven_bit import Weights, weight_bits_for
+from edgebert.target import resolve_target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """Options of `edgebert compile`.
+
+    Attributes:
+        targets: names of `edgebert.target`, in the order in which the runtime tries their forms.
+        canary: None makes canaries of the graph's example images; `synthetic` makes images; else a folder of images.
+        precision: `as-given` compiles the graph that is named; `auto` measures INT8 against FP32 and takes one of them;
+            `int8` and `fp32` take that one, and measure both where there are data.
+        float_graph: the FP32 graph that the INT8 graph was made from; `--float` on the command line, and the recipe's own there.
+        data: DATA whose validation images are measured on.
+        max_drop: percentage points of accuracy that INT8 may lose on validation images.
+        min_agreement: per cent of the validation images that INT8 must decide as FP32 does; 0 lets it decide any.
+        max_seconds: timed on each target, at most.
+        report: a page (.html) that shows what was measured, with the images that INT8 decides otherwise.
+        weights: of INT8 on an x86 CPU: `auto` takes `7-bit` where 8 bits saturate (no VNNI or AMX), else `8-bit`.
+        class_map: class name in the data -> class name in the graph.
+        max_skipped: largest share of unreadable images before the run stops.
+        force: replace an existing bundle, whatever it was made from, and an existing report.
+    """
+
+    targets: tuple[str, ...] = ("cpu",)
+    canary: str | None = None
+    precision: Literal["as-given", "auto", "int8", "fp32"] = "as-given"
+    float_graph: Path | None = None
+    data: str | None = None
+    max_drop: float = 0.5
+    min_agreement: float = 99.0
+    max_seconds: float = 20.0
+    report: Path | None = None
+    weights: Weights = "auto"
+    class_map: Mapping[str, str] = field(default_factory=dict)
+    max_skipped: float = 0.01
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            given = ", ".join(self.targets) or "none"
+            raise UsageError(f"targets: {given}", expected="at least one, each once", hint="edgebert targets")
+        for name in self.targets:
+            if self.weights == "7-bit":
+                weight_bits_for(resolve_target(name), self.weights)
+            resolve_target(name)
+        for value, low, high, name in (
+            (self.max_drop, 0, 100, "max_drop"),
+            (self.min_agreement, 0, 100, "min_agreement"),
+            (self.max_seconds, 0.1, 3600, "max_seconds"),
+        ):
+            if not low <= value <= high:
+                raise UsageError(f"{name} is `{value}`", expected=f"{low:g} to {high:g}")
+        DataOptions(max_skipped=self.max_skipped)
+
+
+def check_request(options: CompileOptions) -> None:
+    """Refuse options that cannot be meant together, before anything is read.
+
+    Raises:
+        UsageError: `auto` without the FP32 graph or data; an FP32 graph or a report where nothing is chosen.
+    """
+    example = "edgebert compile INT8.onnx --float FP32.onnx --data DATA --precision auto -o NAME.edgebert"
+    given = {"--float FP32.onnx": options.float_graph, "--data DATA": options.data}
+    if options.precision == "auto":
+        missing = [flag for flag, value in given.items() if value is None]
+        if missing:
+            raise UsageError(
+                f"`--precision auto` without `{missing[0]}`",
+                expected="both graphs and validation images to measure them on",
+                hint=example,
+            )
+    elif options.precision == "as-given" and (options.float_graph is not None or options.data is not None):
+        flag = next(flag for flag, value in given.items() if value is not None)
+        raise UsageError(
+            f"`{flag}`, and no precision to be chosen", expected="--precision auto, int8 or fp32", hint=example
+        )
+    if options.report is not None and None in given.values():
+        raise UsageError(
+            f"`--report {options.report}`, and nothing is measured", expected="both graphs and data", hint=example
+        )
