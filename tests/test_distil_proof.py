@@ -93,10 +93,10 @@ def test_quick_items_of_the_proof_hold(command: list[str]) -> None:
 
 
 def test_proof_page_names_no_path_of_this_computer(benchmark: ModuleType) -> None:
-    proof = importlib.import_module("proof_distil")
+    proof = importlib.import_module("proof_distil").PROOF
     assert proof.shown("`/data/here/fashion_mnist` is read", Path("/data/here")) == "`FOLDER/fashion_mnist` is read"
     record = {"passed": True, "said": ["12 of 12"], "minutes": 1.0, "when": "now", "commit": "abc", "load": 0.5}
-    page = proof.page([record] * len(proof.ITEMS))
-    assert all(item.name in page and item.holds in page for item in proof.ITEMS)
+    page = proof.page([record] * len(proof.items))
+    assert all(item.name in page and item.holds in page for item in proof.items)
     assert "FAIL" not in page
-    assert "FAIL" in proof.page([{**record, "passed": False}] + [record] * (len(proof.ITEMS) - 1))
+    assert "FAIL" in proof.page([{**record, "passed": False}] + [record] * (len(proof.items) - 1))
