@@ -65,6 +65,17 @@ MOST_SLOWER = 1.03
 EQUAL_KL = 0.001  # of the peer's: not more than the order in which floats are added up makes
 FLOAT = "fp32"
 _TIMED_IMAGES = 8
+_COLUMNS = (
+    "engine",
+    "quantiser",
+    "top-1 %",
+    "KL",
+    "agreement %",
+    "edgebert's KL minus this",
+    "edgebert's agreement minus this, points",
+    "ms",
+    "over nncf-default",
+)
 _UNTRAINED_IMAGES = 32  # calibration images of a graph of which only the latency is looked at
 
 
@@ -416,8 +427,7 @@ def _table(result: GraphResult) -> str:
         "",
         f"{result.calibration_images:,} calibration images, {result.test_images:,} test images.",
         "",
-        "| engine | quantiser | top-1 % | KL | agreement % | edgebert's KL minus this | edgebert's agreement minus this, points "
-        "| ms | over nncf-default |",
+        f"| {' | '.join(_COLUMNS)} |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in result.rows:
