@@ -49,7 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": ("flip", "vertical-flip", "rotate"),
     },
 }
-_VIT_S: dict[str, int] = {
+_VIT_S: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 12,
     "num_attention_heads": 6,
