@@ -11,8 +11,9 @@ steps to all others.
 Prints test top-1 and agreement with FP32, in ONNX Runtime, of plain min-max without smoothing (NNCF's) and of edgebert with its
 defaults, with 95 % intervals over images.
 
-Expected: edgebert loses at most 0.5 points of top-1 (section 11, robustness gate); min-max loses more, and tens of points in
-larger models. Minutes, most of them the training. Returns 1 where edgebert loses more.
+Expected: edgebert loses at most 0.5 points of top-1 (section 11, robustness gate). Min-max was measured to lose 2.2 points on the
+first 4,000 test images of Fashion-MNIST and 7.8 on the digits. Minutes, most of them the training. Returns 1 where edgebert loses
+more.
 """
 
 from __future__ import annotations

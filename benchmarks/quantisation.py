@@ -13,16 +13,16 @@ latency hint, float32 where it is float) each graph as the engine reads it; in O
 
 The verdicts, for each graph and peer:
 
-* edgebert is at least as good, in both engines, unless the interval of the difference in KL lies wholly above 0.1 % of the peer's
-  KL (equal scales were measured to differ by up to 0.01 %, for the order of a sum) or that of the difference in agreement wholly
-  below 0;
+* edgebert is at least as good, in both engines, unless the interval of the difference in KL lies wholly above 1 % of the peer's KL
+  (graphs of equal scales were measured to differ by 0.004 to 0.2 %, for the order of a sum) or that of the difference in agreement
+  wholly below 0;
 * edgebert is not slower in OpenVINO by more than 3 % than an NNCF graph, unless the interval of the ratio lies wholly above 1.03.
   Asked only where NNCF's graph agrees with FP32 on as many images as edgebert's or more: a faster graph that answers worse is
-  another trade, and the table shows it. Of the untrained `vit-s` it is always asked.
+  another trade, and the table shows it. Of the untrained `vit-s`, which is timed in OpenVINO alone, it is always asked.
 
-Expected on two cores: half an hour with the trainings, a quarter of one without; all hold. What the numbers do not mean: latency
-is of this computer's instruction set, and ratios to FP32 on others will differ; KL differs between graphs by orders of magnitude,
-so it compares quantisers of one graph, never graphs.
+Expected: all hold. Up to a quarter of an hour for each graph on two cores that others use too, without the trainings. What the
+numbers do not mean: latency is of this computer's instruction set, and ratios to FP32 on others will differ; KL differs between
+graphs by orders of magnitude, so it compares quantisers of one graph, never graphs.
 
 Writes `quantisation.json` and `quantisation.md` under --output, where graphs, data and the peers' INT8 graphs are kept as well.
 Prints one line for each verdict and returns 1 where one fails.
@@ -62,7 +62,7 @@ from edgebert.target import resolve_target
 
 ENGINES = {"openvino": "intel-cpu", "onnxruntime": "cpu"}  # engine -> the target whose form edgebert compiles for it
 MOST_SLOWER = 1.03
-EQUAL_KL = 0.001  # of the peer's: not more than the order in which floats are added up makes
+EQUAL_KL = 0.01  # of the peer's: not more than the order in which floats are added up makes
 FLOAT = "fp32"
 _TIMED_IMAGES = 8
 _COLUMNS = (
@@ -236,12 +236,14 @@ def _compared(made: Subject, output: Path, options: ComparisonOptions) -> GraphR
     graphs = {FLOAT: _Made(graph=graph, seconds=None)}
     graphs |= {name: _int8_graph(name, task, output / "peers") for name in QUANTISERS}
     spec = InputSpec(height=images.shape[1], width=images.shape[2], classes=len(card.class_names))
+    # Twelve layers of random weights blow one int8 step up beyond what `compile` lets an ONNX Runtime form differ by.
+    engines = tuple(ENGINES) if made.trained else ("openvino",)
     logits: dict[tuple[str, str], NDArray[np.float32]] = {}
     with contextlib.ExitStack() as opened:
         runners = {
             (name, engine): opened.enter_context(_opened(name, each.graph, engine, spec, options.threads))
             for name, each in graphs.items()
-            for engine in ENGINES
+            for engine in engines
         }
         if made.trained:
             logits = {arm: _logits(runner, images) for arm, runner in runners.items()}
@@ -251,7 +253,7 @@ def _compared(made: Subject, output: Path, options: ComparisonOptions) -> GraphR
     times = dict(zip(runners, medians, strict=True))
     rows = tuple(
         _row(name, engine, graphs[name], times, _accuracies(name, engine, logits, labels, options.seed), options.seed)
-        for engine in ENGINES
+        for engine in engines
         for name in graphs
     )
     return GraphResult(
