@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from edgebert.calibration.quantize import int8_graph_from_graph as int8_graph_from_graph
 
 __all__ = [
-    "Calibration",
-    "Layout",
     "AuditOptions",
     "AuditReport",
+    "Calibration",
+    "Layout",
     "Placement",
     "QuantizationRecipe",
     "QuantizeOptions",
     "QuantizeReport",
-    "calibrated",
     "audit_of_calibration",
+    "calibrated",
     "calibration_examples",
     "calibration_slices",
     "check_images_are_real",
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Calibration": "edgebert.calibration.calibrate",
-    "Layout": "edgebert.calibration.placement",
     "AuditOptions": "edgebert.calibration.audit",
     "AuditReport": "edgebert.calibration.audit_result",
+    "Calibration": "edgebert.calibration.calibrate",
+    "Layout": "edgebert.calibration.placement",
     "Placement": "edgebert.calibration.placement",
     "QuantizationRecipe": "edgebert.calibration.calibrate",
     "QuantizeOptions": "edgebert.calibration.quantize",
     "QuantizeReport": "edgebert.calibration.quantize",
-    "calibrated": "edgebert.calibration.calibrate",
     "audit_of_calibration": "edgebert.calibration.audit",
+    "calibrated": "edgebert.calibration.calibrate",
     "calibration_examples": "edgebert.calibration.images",
     "calibration_slices": "edgebert.calibration.images",
     "check_images_are_real": "edgebert.calibration.images",

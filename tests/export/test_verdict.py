@@ -323,7 +323,9 @@ SHORT = {"data": "digits", "max_seconds": 0.5}
 
 
 def _options(pair: GraphPair, **changes: Any) -> CompileOptions:
-    given: dict[str, Any] = {"precision": "auto", "float_graph": pair.fp32, **SHORT, **changes}
+    # One of 145 images is 0.7 %: the student of these tests is trained for seconds, and the ratios are to decide.
+    limits = {"min_agreement": 90.0, "max_drop": 5.0}
+    given: dict[str, Any] = {"precision": "auto", "float_graph": pair.fp32, **limits, **SHORT, **changes}
     return CompileOptions(**given)
 
 
