@@ -41,7 +41,7 @@ from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_
 from edgebert.export.placements import Placements, placements_text
 from edgebert.export.rules import check_int8_graph, graph_precision, qdq_counts
 from edgebert.export.topology import Topology
-from edgebert.extras import installed_version
+from edgebert.extras import installed_version, require
 
 _log = logging.getLogger("edgebert")
 
@@ -270,7 +270,10 @@ def _decided(
         wider = {
             backend: names
             for backend, names in _without(wider, guard.reverted).items()
-            if backend not in ENGINES or not options.guard.broken_by(validation.judged(backend, scaled.emitted(names)))
+            if not any(
+                options.guard.broken_by(validation.judged(engine, scaled.emitted(names)))
+                for engine in ((backend,) if backend in ENGINES else ENGINES)
+            )
         }
     kept_float: dict[str, str] = dict(calibration.placement.kept_float)
     kept_float.update(dict.fromkeys(guard.reverted if guard else (), "guard"))
@@ -343,6 +346,7 @@ def _check_outputs(output: Path, options: QuantizeOptions) -> None:
     if options.guard.on:
         check_file_is_free(_aside(output), force=options.force)
     if options.sensitivity is not None:
+        require("matplotlib")
         for suffix in (".json", ".svg"):
             check_file_is_free(Path(options.sensitivity).with_suffix(suffix), force=options.force)
 
