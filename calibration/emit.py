@@ -38,24 +38,33 @@ def int8_graph(model: onnx.ModelProto, table: ScaleTable, places: Collection[str
     result.CopyFrom(model)
     topology = Topology(model)
     nodes: list[NodeProto] = []
-    # One pair serves every reader of a value, such as Q, K and V; also one that the graph has already.
+    # One pair serves every reader of a value, such as Q, K and V; also one that the graph has already, which is moved up to
+    # its first reader.
     pairs = {
-        node.input[0]: topology.consumers[node.output[0]][0].output[0]
-        for node in result.graph.node
-        if node.op_type == "QuantizeLinear"
+        quantiser.input[0]: [quantiser, dequantiser]
+        for quantiser in result.graph.node
+        if quantiser.op_type == "QuantizeLinear"
+        for dequantiser in result.graph.node
+        if dequantiser.op_type == "DequantizeLinear" and dequantiser.input[0] == quantiser.output[0]
     }
+    placed: set[str] = set()  # outputs of the pairs
     for node in result.graph.node:
+        if node.output[0] in placed:
+            continue
         if node.name in places:
             operands = (0,) if topology.is_weight(node.input[1]) else (0, 1)
             for operand in operands:
                 value = node.input[operand]
-                if value not in pairs:
-                    nodes.extend(_pair(result, value, table))
-                    pairs[value] = nodes[-1].output[0]
-                node.input[operand] = pairs[value]
+                pair = pairs.get(value) or _pair(result, value, table)
+                pairs[value] = pair
+                nodes.extend(each for each in pair if each.output[0] not in placed)
+                placed.update(each.output[0] for each in pair)
+                node.input[operand] = pair[1].output[0]
             if operands == (0,):
                 nodes.append(_stored_weight(result, node, topology, table))
                 node.input[1] = nodes[-1].output[0]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            placed.add(node.output[0])
         nodes.append(node)
     _set_nodes(result, [NodeProto.FromString(node.SerializeToString()) for node in nodes])
     return result

@@ -46,8 +46,9 @@ class Score:
     agreement: float
 
     def to_json(self) -> JsonObject:
-        """Return the fields as a JSON object."""
-        return {"kl": self.divergence, "kl_uncertainty": self.uncertainty, "agreement": self.agreement}
+        """Return the fields as a JSON object; null for infinitely far, which JSON has no number for."""
+        far, unsure = (value if np.isfinite(value) else None for value in (self.divergence, self.uncertainty))
+        return {"kl": far, "kl_uncertainty": unsure, "agreement": self.agreement}
 
 
 class HeldOut:
@@ -100,7 +101,7 @@ class HeldOut:
         said = (decisions(rows, self._thresholds) for rows in (self.reference, logits))
         return Score(
             divergence=float(each.mean()),
-            uncertainty=float(1.96 * each.std() / np.sqrt(len(each))),
+            uncertainty=float(1.96 * each.std() / np.sqrt(len(each))) if np.isfinite(each).all() else np.inf,
             agreement=exact_match(*said),
         )
 
@@ -130,7 +131,7 @@ def divergences(reference: Logits, logits: Logits, thresholds: Sequence[float]) 
     wide = reference.astype(np.float64)
     other = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
     if thresholds:
-        chance = 1 / (1 + np.exp(-wide))
+        chance = np.exp(_log_sigmoid(wide))
         each = chance * (_log_sigmoid(wide) - _log_sigmoid(other))
         each += (1 - chance) * (_log_sigmoid(-wide) - _log_sigmoid(-other))
         total = each.sum(axis=1)

@@ -307,7 +307,10 @@ def _decided(
         wider = {
             backend: names
             for backend, names in _without(wider, guard.reverted).items()
-            if backend not in ENGINES or not options.guard.broken_by(validation.judged(backend, scaled.emitted(names)))
+            if not any(
+                options.guard.broken_by(validation.judged(engine, scaled.emitted(names)))
+                for engine in ((backend,) if backend in ENGINES else ENGINES)
+            )
         }
     kept_float: dict[str, str] = dict(calibration.placement.kept_float)
     kept_float.update(dict.fromkeys(guard.reverted if guard else (), "guard"))
@@ -407,6 +410,7 @@ def _check_outputs(output: Path, options: QuantizeOptions) -> None:
     if options.guard.on:
         check_file_is_free(_aside(output), force=options.force)
     if options.sensitivity is not None:
+        require("matplotlib")
         for suffix in (".json", ".svg"):
             check_file_is_free(Path(options.sensitivity).with_suffix(suffix), force=options.force)
 

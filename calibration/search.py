@@ -161,7 +161,8 @@ class _Search:
             if self._effort != "fast":
                 for stage in ("means", "means"):
                     for recipe in self._refinements():
-                        self._take(self._try(recipe, Layout(), stage))
+                        if all(trial.recipe != recipe for trial in self.trials):
+                            self._take(self._try(recipe, Layout(), stage))
                     if self._effort != "best":
                         break
             if self._effort == "best":
@@ -223,7 +224,7 @@ class _Search:
                     (each for each in self.trials if (each.recipe, each.layout) == (trial.recipe, layout)), None
                 )
                 joined = known or self._try(trial.recipe, layout, "placement")
-                if self._worth(joined, chosen):
+                if self._worth(joined, chosen) and self._worth(joined, self.best):  # a quarter once, not for every part
                     chosen = joined
             if chosen is not self.best:
                 self.wider[backend] = chosen

@@ -139,7 +139,10 @@ def latency_shares(model: onnx.ModelProto) -> dict[str, float]:
     # Whole microseconds: averages of many runs, without the tenth in which something else took the processor.
     times = {name: float(np.mean(sorted(each)[: max(1, len(each) * 9 // 10)])) for name, each in durations.items()}
     total, topology = sum(times.values()), Topology(model)
-    return {_own_name(name, topology): spent / total for name, spent in times.items()} if total else {}
+    shares: dict[str, float] = defaultdict(float)
+    for name, spent in times.items():
+        shares[_own_name(name, topology)] += spent / total if total else 0.0
+    return dict(shares)
 
 
 def _own_name(name: str, topology: Topology) -> str:

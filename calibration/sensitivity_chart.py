@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgebert._files import staged_file
+from edgebert._files import check_file_is_free, staged_file
 from edgebert._json import JsonValue, dump_json
 from edgebert.calibration.sensitivity import LayerSensitivity
 from edgebert.extras import require
@@ -26,6 +26,8 @@ def write_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, force: 
     """
     rows: list[JsonValue] = [layer.to_json() for layer in layers]
     chart = path.with_suffix(".svg")
+    for each in (path, chart):  # both or none
+        check_file_is_free(each, force=force)
     drawing = sensitivity_svg(layers)
     with staged_file(path, force=force) as staging:
         staging.write_text(dump_json({"schema": SENSITIVITY_SCHEMA, "layers": rows}) + "\n")
@@ -37,6 +39,15 @@ def write_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, force: 
 def sensitivity_svg(layers: Sequence[LayerSensitivity]) -> str:
     """Return a bar for each layer: the KL divergence from FP32 when it alone is quantised, and its share of the time."""
     require("matplotlib")
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever style the user prefers: the same layers give the same chart
+        matplotlib.rcParams["svg.hashsalt"] = "edgebert-sensitivity"
+        return _drawn(layers)
+
+
+def _drawn(layers: Sequence[LayerSensitivity]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.22 * len(layers)), layout="constrained")

@@ -38,6 +38,8 @@ class Plan:
         values: the values that are divided, as the linears read them.
         readers: names of the linears that take the multiplication.
         channels: how many there are.
+        passed: of kind `value`, what attention's product reads of the projection, which is divided as well.
+        projected: of kind `value`, the same before it was moved, with its channels last.
     """
 
     kind: Literal["norm", "value"]
@@ -45,6 +47,8 @@ class Plan:
     values: tuple[str, ...]
     readers: tuple[str, ...]
     channels: int
+    passed: str = ""
+    projected: str = ""
 
 
 def plans_of_graph(model: onnx.ModelProto) -> tuple[Plan, ...]:
@@ -177,11 +181,13 @@ def _value_plan(product: NodeProto, topology: Topology) -> Plan | None:
         above = topology.producers.get(above.input[0])
     if above is None or above.op_type != "Softmax":
         return None
-    name = product.input[1]
+    name, projected = product.input[1], ""
     while True:
         node = topology.producers.get(name)
         if node is None or len(_real_readers(name, topology)) != 1:
             return None
+        if not projected and node.op_type in ("Add", "Gemm", "MatMul"):
+            projected = name
         if node.op_type in ("Gemm", "MatMul"):
             break
         if node.op_type == "Add":
@@ -200,7 +206,15 @@ def _value_plan(product: NodeProto, topology: Topology) -> Plan | None:
     if not found:
         return None
     values, readers = found
-    return Plan(kind="value", maker=node.name, values=values, readers=readers, channels=weight.shape[1])
+    return Plan(
+        kind="value",
+        maker=node.name,
+        values=values,
+        readers=readers,
+        channels=weight.shape[1],
+        passed=product.input[1],
+        projected=projected,
+    )
 
 
 def _linear_readers(value: str, topology: Topology, channels: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

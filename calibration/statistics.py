@@ -27,6 +27,7 @@ Images = Callable[
 
 CHANNEL_BINS = 512  # of one channel
 TENSOR_BINS = 2048  # of a value that is counted as a whole
+_SMALLEST_REACH = 1e-30  # far below the smallest scale that FP16 holds
 _CHUNK_BYTES = 64 << 20  # of values held at a time: bounds the memory, whatever the network and however many images
 
 
@@ -203,7 +204,8 @@ class _Histogram:
         self.reach = magnitude if by_channel else magnitude.max(keepdims=True)
         self._bins = CHANNEL_BINS if by_channel else TENSOR_BINS
         self.counts = np.zeros((len(self.reach), self._bins), np.int64)
-        self._factor = (self._bins / np.where(self.reach > 0, self.reach, 1.0)).astype(np.float32)
+        # A channel that is all but dead is counted as zeros: float32 could not hold the inverse of its reach.
+        self._factor = (self._bins / np.where(self.reach > _SMALLEST_REACH, self.reach, 1.0)).astype(np.float32)
 
     def add(self, rows: NDArray[np.float32]) -> None:
         places = np.abs(rows)  # (elements, channels)

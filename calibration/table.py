@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,10 +47,16 @@ class ScaleTable:
         activations, weights = fields.fields("activations"), fields.fields("weights")
         table = cls(
             activations={name: activations.number(name) for name in activations.value},
-            weights={name: np.array(weights.numbers(name), np.float32) for name in weights.value},
+            weights={name: _float32(weights.numbers(name)) for name in weights.value},
         )
         odd = [name for name, scale in table.activations.items() if not 0 < scale < np.inf]
-        odd += [name for name, row in table.weights.items() if not row.size or not (row > 0).all()]
+        odd += [name for name, row in table.weights.items() if not row.size or not ((row > 0) & (row < np.inf)).all()]
         if odd:
             raise BadDataError(f"{what} has a scale of `{odd[0]:.80}` that is not above 0", expected="positive scales")
         return table
+
+
+def _float32(values: Sequence[float]) -> NDArray[np.float32]:
+    """Return the nearest float32; infinity for what is too large, 0 for what is too small."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.array(values, np.float32)

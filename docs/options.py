@@ -118,6 +118,11 @@ SOURCES: dict[str, dict[str, str]] = {
     },
     "quantize": {
         "images": "PTQ4ViT: 128 images instead of 32 change at most 0.08 points; 512 leave room",
+        "effort": "ours: `fast` leaves ranges and placements untried, `best` takes several times as long for what is seldom noticed",
+        "max_drop": "off: what may be lost is known to the application alone",
+        "min_agreement": "off: as max_drop",
+        "min_int8_share": "ours: with three quarters of the work in float again, little of INT8's gain is left",
+        "sensitivity": "off: it compares the graph once more for every layer",
         "abstain_precision": "off: what an unsure answer costs is known to the application alone",
         "finetune": _SAFE,
         "teacher": "the FP32 graph is nearest to what is shipped otherwise",

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
+from onnx import NodeProto
 
 from edgebert._json import Fields, JsonObject, JsonValue, dump_json, parse_json_object
 from edgebert.calibration.emit import int8_graph
 from edgebert.calibration.table import ScaleTable
 from edgebert.errors import BadDataError
 from edgebert.export.metadata import PLACEMENTS_KEY, metadata_of_model
+from edgebert.export.rules import check_int8_graph, weight_axis
+from edgebert.export.topology import LINEAR_OPERATORS, Topology
 
 _WHAT = "the graph's placements"
 
@@ -86,17 +89,42 @@ def graph_for_backend(model: onnx.ModelProto, backend: str) -> tuple[onnx.ModelP
         backend: a key of `Placements.added`; another one adds nothing.
 
     Raises:
-        BadDataError: the placements name operators or values that the graph does not have.
+        BadDataError: the placements do not fit the graph, or it is not a portable INT8 graph.
     """
     placements = placements_of_model(model)
     names = placements.added.get(backend, ()) if placements else ()
     if placements is None or not names:
         return model, ()
+    check_int8_graph(model)
     nodes = {node.name: node for node in model.graph.node}
-    missing = [name for name in names if name not in nodes]
-    if missing:
-        raise BadDataError(
-            f"{_WHAT} name the operator `{missing[0]:.80}`, which is not in it",
-            expected="the graph as `edgebert quantize` wrote it",
-        )
+    topology = Topology(model)
+    for name in names:
+        fault = _fault(name, nodes.get(name), topology, placements.table)
+        if fault:
+            raise BadDataError(
+                f"{_WHAT} name the operator `{name:.80}`, {fault}", expected="the graph as `edgebert quantize` wrote it"
+            )
     return int8_graph(model, placements.table, names), tuple(names)
+
+
+def _fault(name: str, node: NodeProto | None, topology: Topology, table: ScaleTable) -> str:
+    """Return why an operator cannot be quantised, in words; empty where it can. Metadata may hold anything."""
+    if node is None:
+        return "which is not in it"
+    if node.op_type not in LINEAR_OPERATORS or len(node.input) < 2:
+        return f"which is a {node.op_type}"
+    weight = topology.floats(node.input[1])
+    values = node.input[:2] if weight is None else node.input[:1]
+    makers = [topology.producers.get(value) for value in node.input[:2]]
+    if any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
+        return "which is quantised already"
+    unknown = [value for value in values if value not in table.activations]
+    if unknown:
+        return f"but no scale of its input `{unknown[0]:.80}`"
+    if weight is None:
+        return ""
+    channels = weight.shape[weight_axis(node)] if weight.ndim >= 2 else 0
+    scales = table.weights.get(name)
+    if scales is None or scales.shape != (channels,):
+        return f"but not {channels} scales of its weight"
+    return ""
