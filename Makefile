@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-slow check format demo-seeds proof-distil clean
+.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +36,9 @@ demo-seeds: $(RUN_STAMP) ## the demo over five seeds, with the medians the READM
 
 proof-distil: $(DEV_STAMP) ## distillation held against its list, docs/proofs/distil.md (an hour; DATA=FOLDER)
 	$(BIN)/python benchmarks/proof_distil.py $(or $(DATA),../shared/data)
+
+proof-quantise: $(DEV_STAMP) ## quantisation held against its list, docs/proofs/quantise.md (two hours; DATA=FOLDER)
+	$(BIN)/python benchmarks/proof_quantise.py $(or $(DATA),../shared/data)
 
 clean: ## remove .venv and what the demo made
 	rm -rf $(VENV) runs
