@@ -20,7 +20,7 @@ The verdicts, for each graph and peer:
   Asked only where NNCF's graph agrees with FP32 on as many images as edgebert's or more: a faster graph that answers worse is
   another trade, and the table shows it. Of the untrained `vit-s`, which is timed in OpenVINO alone, it is always asked.
 
-Expected: all hold. Up to a quarter of an hour for each graph on two cores that others use too, without the trainings. What the
+Expected: all hold. Eight minutes on two idle cores, without the trainings; twice that and more where others use them. What the
 numbers do not mean: latency is of this computer's instruction set, and ratios to FP32 on others will differ; KL differs between
 graphs by orders of magnitude, so it compares quantisers of one graph, never graphs.
 
