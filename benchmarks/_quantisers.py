@@ -123,6 +123,8 @@ QUANTISERS: dict[str, Callable[[Task], bytes]] = {
     OURS: edgebert,
 }
 PEERS = tuple(name for name in QUANTISERS if name != OURS)
+# Judged are what a user of NNCF or of ONNX Runtime gets; `nncf-performance` is plain min-max at edgebert's places, to look at.
+JUDGED = tuple(name for name in PEERS if name != "nncf-performance")
 PACKAGES = ("nncf", "onnx", "onnxruntime")  # that a peer's graph depends on
 
 

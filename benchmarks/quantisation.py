@@ -16,9 +16,11 @@ The verdicts, for each graph and peer:
 * edgebert is at least as good, in both engines, unless the interval of the difference in KL lies wholly above 1 % of the peer's KL
   (graphs of equal scales were measured to differ by 0.004 to 0.2 %, for the order of a sum) or that of the difference in agreement
   wholly below 0;
-* edgebert is not slower in OpenVINO by more than 3 % than an NNCF graph, unless the interval of the ratio lies wholly above 1.03.
-  Asked only where NNCF's graph agrees with FP32 on as many images as edgebert's or more: a faster graph that answers worse is
-  another trade, and the table shows it. Of the untrained `vit-s`, which is timed in OpenVINO alone, it is always asked.
+* edgebert is not slower in OpenVINO by more than 3 % than a graph of NNCF's that agrees with FP32 as well, which is one whose
+  agreement is not shown to be lower by the paired interval. Of the untrained `vit-s`, which is timed in OpenVINO alone, it is
+  always asked.
+
+`nncf-performance`, plain min-max without smoothing at the places that edgebert quantises everywhere, is shown and not judged.
 
 Expected: all hold. Eight minutes on two idle cores, without the trainings; twice that and more where others use them. What the
 numbers do not mean: latency is of this computer's instruction set, and ratios to FP32 on others will differ; KL differs between
@@ -45,7 +47,7 @@ import numpy as np
 from _graphs import GRAPHS, Subject, subject
 from _latency import interleaved_medians
 from _paired import Interval, agreement_by_image, kl_by_image, mean_interval
-from _quantisers import BASELINE, OURS, PACKAGES, PEERS, QUANTISERS, Task
+from _quantisers import BASELINE, JUDGED, OURS, PACKAGES, PEERS, QUANTISERS, Task
 from numpy.typing import NDArray
 
 from edgebert.bench.codec import to_json
@@ -372,20 +374,19 @@ def _ratio(first: NDArray[np.float64], second: NDArray[np.float64], seed: int) -
 
 def _verdicts(graph: str, rows: Sequence[Row]) -> tuple[Verdict, ...]:
     found: list[Verdict] = []
-    for peer in PEERS:
+    for peer in JUDGED:
         mine = [row for row in rows if row.quantiser == peer]
         if all(row.kl is not None for row in mine):
             found.append(accuracy_verdict(graph, peer, mine))
         (openvino,) = (row for row in mine if row.engine == "openvino")
-        (ours,) = (row for row in rows if (row.quantiser, row.engine) == (OURS, "openvino"))
-        if peer.startswith("nncf") and as_accurate(openvino, ours):
+        if peer.startswith("nncf") and as_accurate(openvino):
             found.append(latency_verdict(graph, peer, openvino))
     return tuple(found)
 
 
-def as_accurate(peer: Row, ours: Row) -> bool:
-    """Say whether a peer's graph agrees with FP32 on as many images as edgebert's or more, or cannot be asked."""
-    return peer.agreement is None or ours.agreement is None or peer.agreement.value >= ours.agreement.value
+def as_accurate(peer: Row) -> bool:
+    """Say whether a peer's graph may agree with FP32 as well as edgebert's, by the paired interval, or cannot be asked."""
+    return peer.agreement_difference is None or peer.agreement_difference.low <= 0
 
 
 def accuracy_verdict(graph: str, peer: str, rows: Sequence[Row]) -> Verdict:
@@ -411,7 +412,7 @@ def accuracy_verdict(graph: str, peer: str, rows: Sequence[Row]) -> Verdict:
 
 
 def latency_verdict(graph: str, peer: str, row: Row) -> Verdict:
-    """Say whether edgebert's graph is at most 3 % slower than a peer's, or may be; `row` is the peer's in OpenVINO."""
+    """Say whether edgebert's graph is at most 3 % slower than a peer's; `row` is the peer's in OpenVINO."""
     ratio = row.ours_ratio
     return Verdict(
         graph=graph,
@@ -419,7 +420,7 @@ def latency_verdict(graph: str, peer: str, row: Row) -> Verdict:
         kind="latency",
         says=f"edgebert over {peer} in {row.engine}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], "
         f"at most {MOST_SLOWER}",
-        passed=ratio.low <= MOST_SLOWER,
+        passed=ratio.value <= MOST_SLOWER,
     )
 
 

@@ -300,7 +300,13 @@ def _decided(
     wider = {backend: calibration.places(trial.layout) for backend, trial in search.wider.items()}
     if options.finetune is not None:  # its weights are not those that the search tried
         narrow = held_out.score(scaled.emitted(places))
-        wider = {name: each for name, each in wider.items() if is_as_good(held_out.score(scaled.emitted(each)), narrow)}
+        wider = {
+            name: each
+            for name, each in wider.items()
+            if is_as_good(
+                held_out.score(scaled.emitted(each)), narrow, share_of_macs(macs, each) - share_of_macs(macs, places)
+            )
+        }
     if options.guard.on:
         guard = _guarded(scaled, places, layers, validation, macs, options.guard)
         places = guard.places
