@@ -47,7 +47,7 @@ import numpy as np
 from _graphs import GRAPHS, Subject, subject
 from _latency import interleaved_medians
 from _paired import Interval, agreement_by_image, kl_by_image, mean_interval
-from _quantisers import BASELINE, JUDGED, OURS, PACKAGES, PEERS, QUANTISERS, Task
+from _quantisers import BASELINE, JUDGED, OURS, PACKAGES, QUANTISERS, Task
 from numpy.typing import NDArray
 
 from edgebert.bench.codec import to_json

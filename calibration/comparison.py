@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,12 @@ from edgebert.export.ort_form import kernel_form
 from edgebert.export.rules import graph_precision
 from edgebert.metrics import exact_match, multilabel_f1
 from edgebert.preprocess import load_image
-from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
+from edgebert.runtime.runner import InputSpec, ModelSource, Runner, RunnerOptions, open_runner
 
 ENGINES = ("onnxruntime", "openvino")
 
 _BATCH = 32
+_TIMED_SECONDS = 4.0  # for a pair of graphs
 _NOT_BELIEVED = 0.9  # of equal decisions between the two engines: one of them computes something else
 
 Logits = NDArray[np.float32]  # (images, classes)
@@ -61,6 +63,24 @@ class Validation:
 
     def logits(self, engine: str, model: onnx.ModelProto) -> Logits:
         """Return what a graph, FP32 or INT8, answers in one engine."""
+        with self._opened(engine, model) as runner:
+            parts = [
+                runner.infer(self._images[start : start + _BATCH]) for start in range(0, len(self._images), _BATCH)
+            ]
+        return np.concatenate(parts)
+
+    def times(self, engine: str, models: Sequence[onnx.ModelProto]) -> tuple[float, ...]:
+        """Return the median time of one image in each of two graphs, in milliseconds, from interleaved blocks."""
+        from edgebert.export.verdict_measure import TIMED_IMAGES, timed_rounds
+
+        with contextlib.ExitStack() as opened:
+            runners = [opened.enter_context(self._opened(engine, model)) for model in models]
+            timed = timed_rounds(
+                [runner.infer for runner in runners], self._images[:TIMED_IMAGES], max_seconds=_TIMED_SECONDS
+            )
+        return tuple(float(np.median(np.concatenate([b for blocks in arm for b in blocks]))) / 1e6 for arm in timed)
+
+    def _opened(self, engine: str, model: onnx.ModelProto) -> Runner:
         bare = onnx.ModelProto()
         bare.CopyFrom(model)
         del bare.metadata_props[:]
@@ -70,11 +90,7 @@ class Validation:
         rule = self._card.preprocessing
         spec = InputSpec(height=rule.height, width=rule.width, classes=len(self._card.class_names))
         source = ModelSource(spec=spec, files={"model.onnx": bytes_of_model(bare)})
-        with open_runner(engine, source, RunnerOptions(disabled_optimizers=disabled)) as runner:
-            parts = [
-                runner.infer(self._images[start : start + _BATCH]) for start in range(0, len(self._images), _BATCH)
-            ]
-        return np.concatenate(parts)
+        return open_runner(engine, source, RunnerOptions(disabled_optimizers=disabled))
 
     def judged(self, engine: str, model: onnx.ModelProto) -> Judgement:
         """Return how an INT8 graph does in one engine."""

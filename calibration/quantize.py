@@ -387,13 +387,20 @@ def _guarded(
             drop=max(each.drop for each in judgements), agreement=min(each.agreement for each in judgements)
         )
 
-    return guarded(
+    result = guarded(
         places,
         [layer.name for layer in worst],
         lambda names: share_of_macs(macs, names) / whole if whole else 0.0,
         judge,
         options,
     )
+    latency = {}
+    if result.reverted:
+        models = (scaled.emitted(places), scaled.emitted(result.places))
+        for engine in ENGINES:
+            before, after = validation.times(engine, models)
+            latency[engine] = before, after
+    return replace(result, macs_before=whole, macs_after=share_of_macs(macs, result.places), latency_ms=latency)
 
 
 def _placements(scaled: ScaledGraph, added: Mapping[str, tuple[str, ...]]) -> Placements:
@@ -559,6 +566,8 @@ def _say(report: QuantizeReport, card: ModelCard) -> None:
     )
     _log.info("calibrated on %d training images; int8: %s; in float: %s", report.calibration_images, operators, kept)
     wider = "".join(f"; {backend}: {text}" for backend, text in report.wider.items())
+    if report.guard is not None:
+        _log.info("guard: %s", report.guard.to_text())
     _log.info("%.0f %% of the multiplications are in INT8%s", 100 * report.macs_int8, wider)
     _log.info(
         "on %d validation images INT8 decides as FP32: %.2f %% in ONNX Runtime, %.2f %% in OpenVINO; the two alike: %.2f %%",
