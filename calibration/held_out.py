@@ -129,7 +129,8 @@ def divergences(reference: Logits, logits: Logits, thresholds: Sequence[float]) 
         thresholds: of a multi-label model; empty for a single-label one.
     """
     wide = reference.astype(np.float64)
-    other = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
+    finite = np.isfinite(logits)
+    other = np.where(finite, logits, 0.0).astype(np.float64)
     if thresholds:
         chance = np.exp(_log_sigmoid(wide))
         each = chance * (_log_sigmoid(wide) - _log_sigmoid(other))
@@ -138,7 +139,7 @@ def divergences(reference: Logits, logits: Logits, thresholds: Sequence[float]) 
     else:
         logs, other_logs = _log_softmax(wide), _log_softmax(other)
         total = (np.exp(logs) * (logs - other_logs)).sum(axis=1)
-    return np.where(np.isnan(total), np.inf, np.maximum(total, 0.0))
+    return np.where(finite.all(axis=1), np.maximum(total, 0.0), np.inf)
 
 
 def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
