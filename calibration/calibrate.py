@@ -179,6 +179,11 @@ class Calibration:
         core = {self._nodes[name].input[0] for name in self.placement.quantised}
         return tuple(value for value in self.statistics if value in core)
 
+    def values_of(self, places: Collection[str]) -> tuple[str, ...]:
+        """Return the measured values that these operators read, in graph order."""
+        read = {value for name in places for value in self._nodes[name].input[:2]}
+        return tuple(value for value in self.statistics if value in read)
+
     def places(self, layout: Layout) -> tuple[str, ...]:
         """Return the operators that a layout quantises."""
         return self.placement.places(layout)

@@ -221,7 +221,7 @@ def int8_graph_from_graph(
     validating = spread_over_classes(dataset.val, _VALIDATION_IMAGES)
     validation = Validation(model, card, validating)
     search = searched(calibration, held_out, macs_by_node(model), options.effort)
-    scaled = calibration.scaled(search.chosen.recipe).settled(calibration.places(search.chosen.layout))
+    scaled = calibration.scaled(search.recipe).settled(calibration.places(search.chosen.layout))
     tuned = _tuned(scaled, calibration.places(search.chosen.layout), card, data, dataset, options)
     if tuned is not None:
         scaled = ScaledGraph(model=tuned.model, table=tuned.table)
