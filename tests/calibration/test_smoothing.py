@@ -157,8 +157,10 @@ def test_smoothed_graph_divides_what_the_linears_read() -> None:
     after = smoothed_graph(before, {plan.maker: factor}, (plan,))
     topology, nodes = Topology(after), {node.name: node for node in after.graph.node}
     gamma, square = topology.floats(nodes["norm"].input[1]), topology.floats(nodes["linear"].input[1])
-    np.testing.assert_allclose(gamma, _CONSTANTS["gamma"] / factor, rtol=1e-6)
-    np.testing.assert_allclose(square, _CONSTANTS["square"] * factor[:, np.newaxis], rtol=1e-6)
+    assert gamma is not None
+    assert square is not None
+    np.testing.assert_allclose(gamma * factor, _CONSTANTS["gamma"].astype(np.float64), rtol=1e-6)
+    np.testing.assert_allclose(square / factor[:, np.newaxis], _CONSTANTS["square"].astype(np.float64), rtol=1e-6)
 
 
 def test_smoothed_graph_of_the_student_answers_as_before(trained_graph: Path, digits: Dataset) -> None:
@@ -259,8 +261,7 @@ def outliers(trained_graph: Path) -> onnx.ModelProto:
     factor = np.ones(32)
     factor[[3, 11, 17, 30]] = 1 / 50
     plans = tuple(plan for plan in plans_of_graph(model) if plan.kind == "norm")
-    changed = smoothed_graph(model, {plan.maker: factor for plan in plans}, plans)
-    return changed
+    return smoothed_graph(model, {plan.maker: factor for plan in plans}, plans)
 
 
 @pytest.fixture(scope="module")
