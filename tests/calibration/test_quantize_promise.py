@@ -86,7 +86,7 @@ def test_quantize_reads_training_images_alone_to_choose(
     trained_graph: Path, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: set[str] = set()
-    load, searched = Example.load, quantize.searched
+    load, searched = Example.load, search.searched
     seen_by_the_search: set[str] = set()
 
     def spied(self: Example) -> RgbImage:

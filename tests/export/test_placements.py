@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from edgebert._json import JsonValue
 from edgebert.bundle import read_bundle
@@ -51,8 +52,17 @@ def images(fp32_graph: bytes) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def measured(fp32_graph: bytes, images: NDArray[np.uint8]) -> Calibration:
-    """The student, measured on them."""
-    return calibrated(parse_graph(fp32_graph), lambda: iter(images), len(images))
+    """The student, measured on them; its stem has the biases that training would give it."""
+    model = parse_graph(fp32_graph)
+    rng = np.random.default_rng(0)
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            (kernel,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+            bias = rng.uniform(0.5, 1, kernel.dims[0]).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(bias, f"{node.name}.given_bias"))
+            del node.input[2:]
+            node.input.append(f"{node.name}.given_bias")
+    return calibrated(model, lambda: iter(images), len(images))
 
 
 @pytest.fixture(scope="module")
