@@ -23,7 +23,7 @@ from edgebert._progress import Progress
 from edgebert.calibration.calibrate import Calibration, QuantizationRecipe
 from edgebert.calibration.cost import share_of_macs
 from edgebert.calibration.held_out import HeldOut, Score
-from edgebert.calibration.placement import Layout
+from edgebert.calibration.placement import AttentionMode, Layout
 from edgebert.calibration.ranges import ESTIMATORS, Estimator
 from edgebert.calibration.smoothing import ALPHAS
 
@@ -35,6 +35,7 @@ Effort = Literal["fast", "standard", "best"]
 _UNNOTICEABLE = 5e-5
 _DEARER = 1.25
 _WORTH_MACS = 0.02
+_ATTENTION: tuple[AttentionMode, ...] = ("float", "qk", "full")  # each does more in INT8 than the one before
 # What a backend gains by, measured (docs/quantization.md): OpenVINO a quarter of the time by the stem of a 224-pixel student and
 # 4 % by attention; ONNX Runtime loses a third by the stem and gains nothing by attention. TensorRT's INT8 convolutions are the
 # proven part of its INT8, its fused attention is best left in FP16 (tensorrt_jetson.md). A head is too small to gain anywhere.
@@ -253,5 +254,5 @@ class _Search:
 
 
 def _joined(first: Layout, second: Layout) -> Layout:
-    attention = max(first.attention, second.attention, key=("float", "qk", "full").index)
+    attention = _ATTENTION[max(_ATTENTION.index(each.attention) for each in (first, second))]
     return Layout(attention=attention, stem=first.stem or second.stem, head=first.head or second.head)

@@ -335,5 +335,5 @@ def test_corrected_biases_bring_the_mean_answer_of_a_layer_back(images: NDArray[
     weight = stored["linear.weight.int8"] * stored["linear.weight.scale"]
     original = topology.floats(nodes["linear"].input[1])
     assert original is not None
-    expected = _CONSTANTS["bias"] + measured.statistics["x"].mean @ (original - weight)
+    expected = _CONSTANTS["bias"].astype(np.float64) + measured.statistics["x"].mean @ (original - weight)
     np.testing.assert_allclose(stored["linear.bias.corrected"], expected, rtol=1e-4)
