@@ -136,6 +136,9 @@ class Calibration:
             factors = {plan.maker: self._factors(plan, recipe.alpha) for plan in plans}
         model = smoothed_graph(self.model, factors, plans) if factors else self.model
         divisors = {value: factors[plan.maker] for plan in plans if plan.maker in factors for value in plan.values}
+        divisors.update(
+            {plan.projected: factors[plan.maker] for plan in plans if plan.projected and plan.maker in factors}
+        )
         activations = {
             value: activation_scale(
                 statistics,
@@ -145,13 +148,8 @@ class Calibration:
             )
             for value, statistics in self.statistics.items()
         }
-        for plan in plans:
-            if plan.projected and plan.maker in factors:
-                activations[plan.passed] = activation_scale(
-                    self.statistics[plan.projected],
-                    recipe.exceptions.get(plan.passed, recipe.estimator),
-                    divisor=factors[plan.maker],
-                )
+        # What attention's product reads was measured as a whole; its channels were, where they are still the last side.
+        activations.update({plan.passed: activations[plan.projected] for plan in plans if plan.projected in divisors})
         activations = {value: float(np.clip(scale, MIN_SCALE, MAX_SCALE)) for value, scale in activations.items()}
         topology = Topology(model)
         nodes = {node.name: node for node in model.graph.node}

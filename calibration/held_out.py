@@ -39,11 +39,18 @@ class Score:
         divergence: mean KL(FP32 || INT8) of the class probabilities, in nats; of a multi-label model the sum over its labels.
         uncertainty: half the width of the 95 % interval of that mean, in nats.
         agreement: share of images that are decided as FP32 decides them, in [0, 1].
+        images: how many there are.
     """
 
     divergence: float
     uncertainty: float
     agreement: float
+    images: int
+
+    @property
+    def flips(self) -> int:
+        """How many images are decided otherwise."""
+        return round((1 - self.agreement) * self.images)
 
     def to_json(self) -> JsonObject:
         """Return the fields as a JSON object; null for infinitely far, which JSON has no number for."""
@@ -103,6 +110,7 @@ class HeldOut:
             divergence=float(each.mean()),
             uncertainty=float(1.96 * each.std() / np.sqrt(len(each))) if np.isfinite(each).all() else np.inf,
             agreement=exact_match(*said),
+            images=self.count,
         )
 
     def _batches(self) -> Iterator[NDArray[np.uint8]]:

@@ -5,8 +5,8 @@ test images take no part. Smoothing comes first, then ranges, then the finer mea
 best of the one before. Nothing is drawn at random: equal inputs give equal trials.
 
 A wider placement puts more of the work into INT8 and never brings the answers nearer to FP32. The portable graph keeps stem,
-attention and head in float. A target that gains by more gets it where that moves at least 2 % of the multiplications, not
-fewer of the held-out images are decided as FP32 decides, and the divergence rises by at most a quarter or stays below what the
+attention and head in float. A target that gains by more gets it where that moves at least 2 % of the multiplications, no more
+of the held-out images than chance explains are decided otherwise, and the divergence rises by at most a quarter or stays below what the
 multiplications are worth.
 """
 
@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from edgebert._json import JsonObject, JsonValue
 from edgebert._progress import Progress
 from edgebert.calibration.calibrate import Calibration, QuantizationRecipe, ScaledGraph
 from edgebert.calibration.cost import share_of_macs
 from edgebert.calibration.held_out import HeldOut, Score
-from edgebert.calibration.placement import Layout
+from edgebert.calibration.placement import AttentionMode, Layout
 from edgebert.calibration.ranges import ESTIMATORS, Estimator
 from edgebert.calibration.smoothing import ALPHAS
 
@@ -37,6 +39,7 @@ _WORTH_NATS = 1e-3
 _DEARER = 1.25
 _WORTH_MACS = 0.02
 _FOR_ADDED: tuple[Estimator, ...] = ("mse", "minmax", "p99.99")
+_ATTENTION: tuple[AttentionMode, ...] = ("float", "qk", "full")  # each does more in INT8 than the one before
 # What a backend gains by, measured (docs/quantization.md): OpenVINO a quarter of the time by the stem of a 224-pixel student and
 # 4 % by attention; ONNX Runtime loses a third by the stem and gains nothing by attention. TensorRT's INT8 convolutions are the
 # proven part of its INT8, its fused attention is best left in FP16 (tensorrt_jetson.md). A head is too small to gain anywhere.
@@ -148,7 +151,7 @@ def is_as_good(wide: Score, narrow: Score, moved: float) -> bool:
         narrow: of the narrow one.
         moved: share of the multiplications that it puts into INT8 beside those of the narrow one, in [0, 1].
     """
-    if wide.agreement < narrow.agreement:
+    if wide.flips > narrow.flips + np.sqrt(narrow.flips):  # as many as before, give or take the chance in counting them
         return False
     return wide.divergence <= max(_WORTH_NATS * moved, _DEARER * narrow.divergence)
 
@@ -292,5 +295,5 @@ class _Search:
 
 
 def _joined(first: Layout, second: Layout) -> Layout:
-    attention = max(first.attention, second.attention, key=("float", "qk", "full").index)
+    attention = _ATTENTION[max(_ATTENTION.index(each.attention) for each in (first, second))]
     return Layout(attention=attention, stem=first.stem or second.stem, head=first.head or second.head)

@@ -120,6 +120,8 @@ def smoothed_graph(
             changed[name, 1] = current(reader, 1) * (factor if _turned(reader) else factor[:, np.newaxis])
     for (name, place), value in changed.items():
         stored = f"{name}.{place}.smoothed"
+        while stored in topology.initializers:  # of a graph that was smoothed before
+            stored += ".again"
         result.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), stored))
         nodes[name].input[place] = stored
     drop_unused_initializers(result)

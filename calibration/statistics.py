@@ -149,7 +149,7 @@ class _ValueReader:
             yield first, len(chunk), self._rows(chunk)
 
     def _rows(self, chunk: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        values = self._session.run(list(self._watched), {"image": np.stack(chunk)})
+        values = [np.asarray(value) for value in self._session.run(list(self._watched), {"image": np.stack(chunk)})]
         if len(chunk) == 1:  # the first: now it is known how much one image takes
             self.chunk_size = int(np.clip(_CHUNK_BYTES // max(1, sum(value.nbytes for value in values)), 1, 64))
         rows = {}

@@ -76,7 +76,7 @@ def test_int8_graph_answers_what_its_steps_say() -> None:
     )
     check_int8_graph(after)
     image = np.random.default_rng(1).uniform(-1, 1, (6, 4)).astype(np.float32)
-    expected = _stored(image, np.float32(1 / 127)) @ _stored(_WEIGHTS["narrow"], scales)
+    expected = _stored(image, 1 / 127) @ _stored(_WEIGHTS["narrow"], scales)
     np.testing.assert_allclose(_run(after), expected, atol=1e-6)
 
 
@@ -108,7 +108,7 @@ def test_int8_graph_scales_the_output_channels(node: NodeProto, weight: str, axi
 def test_int8_graph_shares_one_pair_among_queries_keys_and_values() -> None:
     nodes = [_node("MatMul", name, "image square", name) for name in ("query", "key", "value")]
     before = _model([*nodes, _node("Sum", "sum", "query key value", "logits")])
-    scales = dict.fromkeys(("query", "key", "value"), _scales("square", 1))
+    scales = {name: _scales("square", 1) for name in ("query", "key", "value")}
     after = int8_graph(before, ScaleTable(activations={"image": 1 / 127}, weights=scales), tuple(scales))
     check_int8_graph(after)
     assert qdq_counts(after) == {"MatMul": 3, "QuantizeLinear": 1, "DequantizeLinear": 4}
@@ -125,7 +125,7 @@ def test_int8_graph_quantises_both_sides_of_a_product() -> None:
     assert list(product.input) == ["x.float", "y.float"]
     assert qdq_counts(after) == {"MatMul": 1, "QuantizeLinear": 2, "DequantizeLinear": 2}
     image = np.maximum(np.random.default_rng(1).uniform(-1, 1, (6, 4)), 0).astype(np.float32)
-    stored = _stored(image, np.float32(1 / 127))
+    stored = _stored(image, 1 / 127)
     np.testing.assert_allclose(_run(after), stored @ stored.T, atol=1e-5)
 
 
