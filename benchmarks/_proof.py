@@ -141,7 +141,7 @@ class Proof:
         return "\n".join(lines) + "\n"
 
 
-_LINES = 60  # of what an item says, the last ones
+_LINES = 120  # of what an item says, the last ones
 
 
 def _commit() -> str:

@@ -389,7 +389,7 @@ def _verdicts(graph: str, rows: Sequence[Row]) -> tuple[Verdict, ...]:
 
 def as_accurate(peer: Row) -> bool:
     """Say whether a peer's graph may agree with FP32 as well as edgebert's, by the paired interval."""
-    return peer.agreement_difference.low <= 0
+    return bool(peer.agreement_difference.low <= 0)
 
 
 def accuracy_verdict(graph: str, peer: str, rows: Sequence[Row]) -> Verdict:
@@ -450,9 +450,7 @@ def _table(result: GraphResult) -> str:
     return "\n".join(lines)
 
 
-def _shown(interval: Interval | None, unit: float, form: str) -> str:
-    if interval is None:
-        return ""
+def _shown(interval: Interval, unit: float, form: str) -> str:
     value, low, high = (format(unit * each, form) for each in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
 
