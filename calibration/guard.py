@@ -30,7 +30,8 @@ class Judgement:
 
     def to_text(self) -> str:
         """Return both in words."""
-        return f"{self.drop:.2f} points lost, agreement {self.agreement:.2f} %"
+        change = f"{-self.drop:.2f} points gained" if self.drop < 0 else f"{self.drop:.2f} points lost"
+        return f"{change}, agreement {self.agreement:.2f} %"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
