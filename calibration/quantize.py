@@ -1,12 +1,4 @@
-"""From a float graph to the portable INT8 graph: ranges from training images, choices by held-out ones, proof on validation.
-
->>> QuantizeOptions(images=2)
-Traceback (most recent call last):
-...
-edgebert.errors.UsageError: images `2`
-expected: 16 to 100,000 calibration images
-hint: leave it at 512
-"""
+"""From a float graph to the portable INT8 graph: ranges from training images, choices by held-out ones, proof on validation."""
 
 from __future__ import annotations
 
@@ -15,9 +7,9 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -31,12 +23,13 @@ from edgebert.calibration.cost import macs_by_node, share_of_macs
 from edgebert.calibration.guard import GuardOptions, GuardResult, Judgement, guarded
 from edgebert.calibration.held_out import HeldOut
 from edgebert.calibration.images import calibration_slices, check_images_are_real, images_of, spread_over_classes
+from edgebert.calibration.quantize_options import QuantizeOptions
 from edgebert.calibration.search import Effort, SearchResult, is_as_good, searched
 from edgebert.calibration.sensitivity import LayerSensitivity, sensitivities
 from edgebert.calibration.table import ScaleTable
 from edgebert.card import ImageSet, ModelCard, Provenance, hash_of_hashes
 from edgebert.data import DataOptions, Dataset, Example, align_classes, load_dataset
-from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, UsageError
+from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
 from edgebert.export.placements import Placements, placements_text
 from edgebert.export.rules import check_int8_graph, graph_precision, qdq_counts
@@ -46,88 +39,14 @@ from edgebert.extras import installed_version, require
 if TYPE_CHECKING:
     from edgebert.calibration.finetune import FinetuneResult
 
+__all__ = ["QuantizeOptions", "QuantizeReport", "int8_graph_from_graph"]
+
 _log = logging.getLogger("edgebert")
 
 _VALIDATION_IMAGES = 2000  # a share of 99 % is known to ± 0.4 points then; more would only take longer
 _WORTH_A_WARNING = 0.99  # of equal decisions
 # How many images compare the candidates: twice as many know a mean to 0.7 of the interval.
 _HELD_OUT_IMAGES: Mapping[Effort, int] = {"fast": 128, "standard": 512, "best": 1024}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeOptions:
-    """How to quantise.
-
-    Attributes:
-        images: calibration images, 16 to 100,000. 32 and 128 images differ by at most 0.08 points of top-1 (PTQ4ViT), NVIDIA
-            asks for 500 and more.
-        effort: how much is tried (`edgebert.calibration.search`): `fast`, `standard` or `best`.
-        max_drop: the accuracy guard: at most so many points of top-1 lost on validation images; None for no such promise.
-        min_agreement: at least so many percent of them decided as FP32 decides; None for no such promise.
-        min_int8_share: share of the multiplications below which the guard gives up, in (0, 1].
-        sensitivity: a `.json` file to write what each layer costs by itself; its chart lies beside it as `.svg`.
-        abstain_precision: abstain where the score is low, so that this share of the other answers is right, above 0.5 and below 1;
-            None: never abstain. Chosen on validation images (docs/confidence.md).
-        finetune: DATA whose training images the weights learn from to live with the rounding, usually those of the
-            calibration; its validation images choose the epoch. None for no fine-tuning.
-        teacher: for `finetune`: a checkpoint folder or a Hugging Face id to answer as. None: the FP32 graph.
-        finetune_epochs: passes over the training images, 1 to 5.
-        finetune_scales: `learned` with the weights, or `frozen` as they were measured.
-        finetune_learning_rate: the highest; scales have ten times as much.
-        class_map: a class name in the data -> the model's name for it.
-        max_skipped: largest share of unreadable images in the data.
-        force: replace existing files.
-    """
-
-    images: int = 512
-    effort: Effort = "standard"
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_int8_share: float = 0.25
-    sensitivity: str | None = None
-    abstain_precision: float | None = None
-    finetune: str | None = None
-    teacher: str | None = None
-    finetune_epochs: int = 2
-    finetune_scales: Literal["learned", "frozen"] = "learned"
-    finetune_learning_rate: float = 1e-5
-    class_map: Mapping[str, str] = field(default_factory=dict)
-    max_skipped: float = 0.01
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if not 16 <= self.images <= 100_000:
-            raise UsageError(
-                f"images `{self.images}`", expected="16 to 100,000 calibration images", hint="leave it at 512"
-            )
-        if self.effort not in get_args(Effort):
-            raise UsageError(f"effort `{self.effort}`", expected=", ".join(get_args(Effort)))
-        if self.sensitivity is not None and not self.sensitivity.endswith(".json"):
-            raise UsageError(f"sensitivity `{self.sensitivity}`", expected="the name of a `.json` file")
-        _ = self.guard  # checks its own
-        self._check_finetuning()
-        check_abstaining("single-label", self.abstain_precision)
-
-    def _check_finetuning(self) -> None:
-        if self.teacher is not None and self.finetune is None:
-            raise UsageError(
-                f"teacher `{self.teacher}` without data to fine-tune on",
-                expected="`--finetune DATA` beside it",
-                hint=f"--finetune DATA --teacher {self.teacher}",
-            )
-        if not 1 <= self.finetune_epochs <= 5:
-            raise UsageError(f"finetune_epochs `{self.finetune_epochs}`", expected="1 to 5", hint="leave it at 2")
-        if self.finetune_scales not in ("learned", "frozen"):
-            raise UsageError(f"finetune_scales `{self.finetune_scales}`", expected="learned, frozen")
-        if not 1e-8 <= self.finetune_learning_rate <= 1e-2:
-            raise UsageError(f"finetune_learning_rate `{self.finetune_learning_rate}`", expected="1e-8 to 0.01")
-
-    @property
-    def guard(self) -> GuardOptions:
-        """The promise, where there is one."""
-        return GuardOptions(
-            max_drop=self.max_drop, min_agreement=self.min_agreement, min_int8_share=self.min_int8_share
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
