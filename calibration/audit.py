@@ -17,21 +17,30 @@ import base64
 import heapq
 import io
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 from PIL import Image
 
-from edgebert._console import printable
-from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
+from edgebert._files import check_file_is_free, check_not_input, staged_file
 from edgebert._progress import tracked
+from edgebert.calibration.audit_findings import (
+    Near,
+    class_finding,
+    copies_finding,
+    count_finding,
+    files_finding,
+    leak_finding,
+    near_findings,
+    range_finding,
+    real_finding,
+    shift_finding,
+)
 from edgebert.calibration.audit_result import (
     SEVERITIES,
     VERDICTS,
@@ -39,47 +48,34 @@ from edgebert.calibration.audit_result import (
     AuditReport,
     ClassCoverage,
     Comparison,
-    Finding,
     Picture,
 )
 from edgebert.calibration.duplicates import Pair, Sketches, distance, near_distance
 from edgebert.calibration.images import (
-    FEW_IMAGES,
     FEWEST_IMAGES,
     calibration_slices,
     leaked_pairs,
-    look_at_images,
     one_per_picture,
 )
 from edgebert.calibration.placement import placement_of_graph
+from edgebert.calibration.quantize_options import QuantizeOptions
+from edgebert.calibration.source import float_graph
 from edgebert.calibration.spreads import (
     Measure,
-    Severity,
     Spread,
     Stratum,
     measures_of,
     shift_between,
-    shown_value,
 )
+from edgebert.calibration.statistics import ValueReader, Watched, not_finite
 from edgebert.card import ModelCard
 from edgebert.data import DataOptions, Dataset, Example, align_classes, load_dataset
-from edgebert.errors import BadDataError, InputNotFoundError, UsageError
-from edgebert.export.metadata import bytes_of_model, card_of_model, parse_graph
+from edgebert.errors import BadDataError, UsageError
+from edgebert.export.metadata import card_of_model, parse_graph
 from edgebert.export.rules import graph_precision
 from edgebert.preprocess import Preprocessing, RgbImage, load_image, resize_image
 
 _log = logging.getLogger("edgebert")
-
-_FEW_OF_CLASS = 5  # images: the ranges of a class are then those of a handful of pictures
-_MANY_COPIES = (
-    0.05  # of the training images: they count twice in every average, and the slices are less different than they look
-)
-_MANY_LEAKS = 0.001  # of the images that INT8 is judged on; a single one of 732 blood cells is more than that
-
-# 512 held-out images of digits and blood cells go beyond the largest of 512 calibration images by 1.04 times at most, and of
-# 32 by 1.27 times, with 2e-5 and 3e-4 of their values (2026-11-25). Percentile estimators cut off 1e-4 on purpose.
-_BEYOND_WARNING, _BEYOND_BAD = 1e-3, 1e-2
-_RATIO_WARNING, _RATIO_BAD = 1.5, 3.0
 
 _STRATA = 256  # classes that are compared each for itself; rarer sets of labels are one group
 _CONFIRMED = 500  # pairs of each kind that are decoded again
@@ -114,6 +110,24 @@ class AuditOptions:
             )
         if not FEWEST_IMAGES <= self.held_out <= 100_000:
             raise UsageError(f"held_out `{self.held_out}`", expected=f"{FEWEST_IMAGES} to 100,000 training images")
+
+
+def audit_options_from(options: QuantizeOptions) -> AuditOptions:
+    """Return the options of `quantize` that an audit has as well.
+
+    Raises:
+        UsageError: another one was given, which an audit would leave without effect.
+    """
+    mine = {name: getattr(options, name) for name in ("images", "class_map", "max_skipped", "force")}
+    default = QuantizeOptions()
+    for field_ in fields(QuantizeOptions):
+        if field_.name not in mine and getattr(options, field_.name) != getattr(default, field_.name):
+            raise UsageError(
+                f"`--{field_.name.replace('_', '-')}` with `--audit`",
+                expected="nothing to be quantised: an audit only looks at the images",
+                hint="leave it out, or leave `--audit` out",
+            )
+    return AuditOptions(**mine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +176,7 @@ def audit_of_calibration(
     if output is not None:
         check_not_input(output, source)
         check_file_is_free(output, force=options.force)
-    model = parse_graph(_float_graph(Path(source), options))
+    model = parse_graph(float_graph(Path(source), data, class_map=options.class_map, max_skipped=0.999))
     card = card_of_model(model, what=f"`{source}`")
     if graph_precision(model) == "int8":
         raise BadDataError(f"`{source}` is quantised already", expected="an FP32 graph or a checkpoint")
@@ -202,15 +216,15 @@ def audit_of_dataset(model: onnx.ModelProto, card: ModelCard, dataset: Dataset, 
     coverage = _coverage(dataset, first)
     comparisons = seen.comparisons()
     findings = (
-        _files_finding(dataset, options),
-        _count_finding(first),
-        _real_finding(dataset, first),
-        _class_finding(coverage),
-        _copies_finding(dataset),
-        _leak_finding(dataset, leaks),
-        *_near_findings(dataset, near),
-        *(_shift_finding(comparison) for comparison in comparisons),
-        _range_finding(ranges, len(first), len(second)),
+        files_finding(dataset, options.max_skipped),
+        count_finding(first),
+        real_finding(dataset, first),
+        class_finding(coverage),
+        copies_finding(dataset),
+        leak_finding(dataset, leaks),
+        *near_findings(dataset, near),
+        *(shift_finding(comparison) for comparison in comparisons),
+        range_finding(ranges, len(first), len(second)),
     )
     worst = SEVERITIES[max(SEVERITIES.index(finding.severity) for finding in findings)]
     return AuditReport(
@@ -235,7 +249,7 @@ def value_extremes(
     images: Iterable[RgbImage],
     limits: Mapping[str, float] | None = None,
 ) -> dict[str, Extremes]:
-    """Run a graph in ONNX Runtime, one image at a time, and return what values inside it reach.
+    """Run a graph in ONNX Runtime, a few images at a time, and return what values inside it reach.
 
     Args:
         model: an FP32 graph of edgebert's.
@@ -246,23 +260,14 @@ def value_extremes(
     Raises:
         BadDataError: a value is not finite for one of the images.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(bytes_of_model(watched), settings, providers=["CPUExecutionProvider"])
+    reader = ValueReader(model, {name: Watched(axis=None, by_channel=False) for name in names})
     low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
     elements, beyond = Counter[str](), Counter[str]()
-    for number, image in enumerate(images, 1):
-        answers = session.run(list(names), {"image": image[np.newaxis]})  # (1, height, width, 3) in
-        for name, answer in zip(names, answers, strict=True):
-            values = np.asarray(answer, np.float32)
+    for first, _, rows in reader.read(iter(images)):
+        for name, values in rows.items():
             least, most = float(values.min()), float(values.max())
             if not np.isfinite((least, most)).all():
-                raise BadDataError(
-                    f"the value `{name}` of the graph is not finite for image {number}", expected="finite activations"
-                )
+                raise not_finite(name, model, first)
             low[name], high[name] = min(low[name], least), max(high[name], most)
             elements[name] += values.size
             if limits is not None and max(-least, most) > limits[name]:
@@ -271,24 +276,6 @@ def value_extremes(
         name: Extremes(minimum=low[name], maximum=high[name], elements=elements[name], beyond=beyond[name])
         for name in names
     }
-
-
-def _float_graph(source: Path, options: AuditOptions) -> bytes:
-    """Return the graph's bytes; a checkpoint is exported into a temporary folder."""
-    if source.is_file():
-        return read_input(source, what="the graph")
-    if not source.exists():
-        raise InputNotFoundError(
-            f"no such file or folder: `{source}`",
-            expected="an FP32 graph (.onnx) or a checkpoint folder",
-            hint="edgebert export CHECKPOINT -o GRAPH.onnx",
-        )
-    from edgebert.export.graph import ExportOptions, graph_from_checkpoint  # imports torch, which a graph does not need
-
-    with tempfile.TemporaryDirectory(prefix="edgebert-") as folder:
-        path = Path(folder) / "model.onnx"
-        graph_from_checkpoint(source, path, ExportOptions(class_map=options.class_map))
-        return path.read_bytes()
 
 
 class _Seen:
@@ -364,20 +351,7 @@ def _scan(dataset: Dataset, calibration: Sequence[Example], rule: Preprocessing)
     return seen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Near:
-    """Near duplicates of training images, confirmed at the network's size, by the split of the other image.
-
-    Attributes:
-        pairs: the training image, the other one, and their distance, the closest first.
-        more: whether there may be more than were looked at.
-    """
-
-    pairs: Mapping[str, list[tuple[Example, Example, float]]]
-    more: Mapping[str, bool]
-
-
-def _near_pairs(seen: _Seen, rule: Preprocessing) -> _Near:
+def _near_pairs(seen: _Seen, rule: Preprocessing) -> Near:
     near = near_distance(rule.height, rule.width)
     by_split: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in seen.sketches.pairs(near):
@@ -393,7 +367,7 @@ def _near_pairs(seen: _Seen, rule: Preprocessing) -> _Near:
             if apart <= near:
                 found.append((first, second, apart))
         confirmed[split] = sorted(found, key=lambda entry: entry[2])
-    return _Near(pairs=confirmed, more={split: len(pairs) > _CONFIRMED for split, pairs in by_split.items()})
+    return Near(pairs=confirmed, more={split: len(pairs) > _CONFIRMED for split, pairs in by_split.items()})
 
 
 def _ranges(
@@ -437,171 +411,8 @@ def _coverage(dataset: Dataset, calibration: Sequence[Example]) -> tuple[ClassCo
     )
 
 
-def _files_finding(dataset: Dataset, options: AuditOptions) -> Finding:
-    skipped = len(dataset.skipped)
-    files = skipped + len(dataset.train) + len(dataset.val) + len(dataset.test)
-    share = skipped / files
-    severity: Severity = "ok" if not skipped else "warning" if share <= options.max_skipped else "bad"
-    return Finding(
-        name="unreadable files",
-        severity=severity,
-        text=f"{skipped:,} of {files:,} files cannot be used ({share:.2%})",
-        expected=f"none, and at most {options.max_skipped:.2%}",
-        hint="repair or remove the files listed" if skipped else "",
-    )
-
-
-def _count_finding(calibration: Sequence[Example]) -> Finding:
-    few = len(calibration) < FEW_IMAGES
-    return Finding(
-        name="calibration images",
-        severity="warning" if few else "ok",
-        text=f"{len(calibration):,} different training images would calibrate",
-        expected=f"{FEW_IMAGES} or more",
-        hint="add training images, or raise `--images`" if few else "",
-    )
-
-
-def _real_finding(dataset: Dataset, calibration: Sequence[Example]) -> Finding:
-    look = look_at_images(example.load() for example in calibration)
-    fault, doubt = look.fault(dataset.name), look.doubt()
-    correlation = "-" if look.correlation is None else f"{look.correlation:.2f}"
-    return Finding(
-        name="real images",
-        severity="bad" if fault else "warning" if doubt else "ok",
-        text=fault.what
-        if fault
-        else doubt or f"neighbouring pixels correlate by {correlation} in {look.images} of them",
-        expected="photographs of what the model was trained on: not of one colour, not noise",
-        hint="look at the files: a covered lens, a failed conversion, generated data?" if fault or doubt else "",
-    )
-
-
-def _class_finding(coverage: Sequence[ClassCoverage]) -> Finding:
-    missing = [entry.name for entry in coverage if not entry.calibration]
-    few = [entry for entry in coverage if 0 < entry.calibration < _FEW_OF_CLASS]
-    least = min(coverage, key=lambda entry: entry.calibration)
-    text = f"all {len(coverage)} classes are shown, {_quoted(least.name)} least often, by {least.calibration} images"
-    if missing:
-        text = f"{len(missing)} of {len(coverage)} classes are shown by no calibration image: {_listed(missing)}"
-    elif few:
-        named = ", ".join(f"{_quoted(entry.name)} by {entry.calibration}" for entry in few[:5])
-        text = f"{len(few)} of {len(coverage)} classes are shown by fewer than {_FEW_OF_CLASS} images: {named}"
-    return Finding(
-        name="classes",
-        severity="bad" if missing else "warning" if few else "ok",
-        text=text,
-        expected=f"at least {_FEW_OF_CLASS} calibration images of each class",
-        hint="add training images of these classes, or raise `--images`" if missing or few else "",
-    )
-
-
-def _copies_finding(dataset: Dataset) -> Finding:
-    labels: dict[str, set[tuple[int, ...]]] = {}
-    for example in dataset.train:
-        labels.setdefault(example.pixel_sha256, set()).add(example.labels)
-    copies = len(dataset.train) - len(labels)
-    contradictions = sum(len(found) > 1 for found in labels.values())
-    share = copies / len(dataset.train)
-    text = f"{copies:,} of {len(dataset.train):,} training images have the pixels of another one ({share:.2%})"
-    if contradictions:
-        text += f", {contradictions:,} of these pictures under different labels"
-    bad = share > _MANY_COPIES or contradictions > 0
-    return Finding(
-        name="exact duplicates",
-        severity="warning" if bad else "ok",
-        text=text,
-        expected=f"at most {_MANY_COPIES:.0%}, under one label; each picture calibrates once, whatever its copies",
-        hint="remove the copies from the training split" if bad else "",
-    )
-
-
-def _leak_finding(dataset: Dataset, leaks: Sequence[tuple[Example, Example]]) -> Finding:
-    text = "no training image has the pixels of a test or validation image"
-    if leaks:
-        train, other = leaks[0]
-        text = (
-            f"{len(leaks):,} training images have the pixels of a test or validation image,"
-            f" the first is {_quoted(train.id)} = {_quoted(other.id)}"
-        )
-    return Finding(
-        name="leaks",
-        severity="bad" if leaks else "ok",
-        text=text,
-        expected=f"none of {len(dataset.train):,}; `quantize` refuses such data",
-        hint="remove them from the training split" if leaks else "",
-    )
-
-
-def _near_findings(dataset: Dataset, near: _Near) -> Iterator[Finding]:
-    for split, name, allowed in (
-        ("train", "near duplicates in training", _MANY_COPIES),
-        ("val", "near duplicates of validation", _MANY_LEAKS),
-        ("test", "near duplicates of test", _MANY_LEAKS),
-    ):
-        others = dataset.train if split == "train" else dataset.val if split == "val" else dataset.test
-        if not others:
-            continue
-        pairs = near.pairs[split]
-        touched = {second.pixel_sha256 for _, second, _ in pairs}
-        if split == "train":
-            touched |= {first.pixel_sha256 for first, _, _ in pairs}
-        share = len(touched) / len(others)
-        what = {"train": "training", "val": "validation", "test": "test"}[split]
-        least = "at least " if near.more[split] else ""
-        text = f"{least}{len(touched):,} of {len(others):,} {what} images are close to a training image ({share:.2%})"
-        if pairs:
-            text += f", the closest {_quoted(pairs[0][0].id)} and {_quoted(pairs[0][1].id)}"
-        bad = share > allowed
-        mend = "remove one of each pair" if split == "train" else "keep images of one source in one split"
-        yield Finding(
-            name=name,
-            severity="warning" if bad else "ok",
-            text=text,
-            expected=f"at most {allowed:.1%}",
-            hint=f"{mend}; look at the closest pairs on the page" if bad else "",
-        )
-
-
-def _shift_finding(comparison: Comparison) -> Finding:
-    shift = comparison.shift
-    measure = shift.measure
-    sample, reference = shown_value(measure, shift.sample_mean), shown_value(measure, shift.reference_mean)
-    hint = "calibrate and judge on images of one kind: were some taken with another camera, light or conversion?"
-    return Finding(
-        name=f"{measure} of {comparison.sample} images",
-        severity=shift.severity,
-        text=(
-            f"mean {sample} against {reference} in {comparison.reference} images of the same classes:"
-            f" {shift.standardised:+.2f} standard deviations, distributions {shift.step:.2f} apart"
-        ),
-        expected=shift.allowed,
-        hint="" if shift.severity == "ok" else hint,
-    )
-
-
-def _range_finding(ranges: Sequence[ActivationRange], calibration: int, held_out: int) -> Finding:
-    beyond = max(ranges, key=lambda entry: entry.beyond_share)
-    widest = max(ranges, key=lambda entry: entry.ratio)
-    severity: Severity = "ok"
-    if beyond.beyond_share > _BEYOND_BAD or widest.ratio > _RATIO_BAD:
-        severity = "bad"
-    elif beyond.beyond_share > _BEYOND_WARNING or widest.ratio > _RATIO_WARNING:
-        severity = "warning"
-    return Finding(
-        name="activation ranges",
-        severity=severity,
-        text=(
-            f"of {held_out:,} other training images at most {100 * beyond.beyond_share:.2g} % of an activation's values lie beyond"
-            f" what {calibration:,} calibration images reach, and the largest is {widest.ratio:.2f} times as large"
-        ),
-        expected=f"at most {_BEYOND_WARNING:.1%} and {_RATIO_WARNING} times, in {len(ranges)} activations",
-        hint="" if severity == "ok" else "calibrate on more images: raise `--images`",
-    )
-
-
 def _pictures(
-    dataset: Dataset, first: Sequence[Example], seen: _Seen, near: _Near, rule: Preprocessing
+    dataset: Dataset, first: Sequence[Example], seen: _Seen, near: Near, rule: Preprocessing
 ) -> Iterator[Picture]:
     """Decode again what the page shows, a few dozen images."""
     each = max(_SHOWN_OF_CLASSES // max(len(dataset.class_names), 1), 1)
@@ -643,12 +454,3 @@ def _picture(
         wide=max(_THUMBNAIL * picture.width // longest, 1),
         high=max(_THUMBNAIL * picture.height // longest, 1),
     )
-
-
-def _quoted(name: str) -> str:
-    return f"`{printable(name)}`"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(map(_quoted, names[:5])) + more

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 import edgebert
-from edgebert._files import check_file_is_free, check_not_input, read_input, staged_file
+from edgebert._files import check_file_is_free, check_not_input, staged_file
 from edgebert._json import JsonObject
 from edgebert.calibration.calibrate import Calibration, ScaledGraph, calibrated
 from edgebert.calibration.comparison import ENGINES, Comparison, Validation
@@ -24,12 +23,14 @@ from edgebert.calibration.guard import GuardOptions, GuardResult, Judgement, gua
 from edgebert.calibration.held_out import HeldOut
 from edgebert.calibration.images import calibration_slices, check_images_are_real, images_of, spread_over_classes
 from edgebert.calibration.quantize_options import QuantizeOptions
+from edgebert.calibration.quantize_report import QuantizeReport, say_report
 from edgebert.calibration.search import Effort, SearchResult, is_as_good, searched
 from edgebert.calibration.sensitivity import LayerSensitivity, sensitivities
+from edgebert.calibration.source import float_graph
 from edgebert.calibration.table import ScaleTable
 from edgebert.card import ImageSet, ModelCard, Provenance, hash_of_hashes
 from edgebert.data import DataOptions, Dataset, Example, align_classes, load_dataset
-from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError
+from edgebert.errors import BadDataError, EdgebertError
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
 from edgebert.export.placements import Placements, placements_text
 from edgebert.export.rules import check_int8_graph, graph_precision, qdq_counts
@@ -44,63 +45,8 @@ __all__ = ["QuantizeOptions", "QuantizeReport", "int8_graph_from_graph"]
 _log = logging.getLogger("edgebert")
 
 _VALIDATION_IMAGES = 2000  # a share of 99 % is known to ± 0.4 points then; more would only take longer
-_WORTH_A_WARNING = 0.99  # of equal decisions
 # How many images compare the candidates: twice as many know a mean to 0.7 of the interval.
 _HELD_OUT_IMAGES: Mapping[Effort, int] = {"fast": 128, "standard": 512, "best": 1024}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeReport:
-    """What was quantised, and what it changed on validation images.
-
-    A decision of a multi-label model is all that it says of an image; the fields that begin with `top1` are then the shares of
-    images of which exactly their labels are said.
-
-    Attributes:
-        path: the graph.
-        sha256: of the file.
-        size_bytes: of the file.
-        calibration_images: how many training images the ranges were measured on.
-        validation_images: how many images the shares below are of.
-        agreement_onnxruntime: share of equal decisions of INT8 and FP32, both in ONNX Runtime.
-        agreement_openvino: the same in OpenVINO, of the placement that OpenVINO gets.
-        engines_agree: share of equal decisions of ONNX Runtime and OpenVINO, both INT8.
-        max_engine_difference: largest |difference| of an INT8 logit between the two engines.
-        top1_before: FP32, in ONNX Runtime.
-        top1_after: INT8, in ONNX Runtime.
-        top1_after_openvino: INT8, in OpenVINO.
-        operators: quantised operators by type, and the number of QuantizeLinear and DequantizeLinear.
-        kept_float: operators left in float, by reason: stem, attention, head, guard.
-        macs_int8: share of all multiplications that the portable graph does in INT8, in [0, 1].
-        wider: backend -> what it quantises beside that, and the share it does then.
-        search: every candidate that was tried.
-        guard: what the accuracy guard did; None without a promise.
-        sensitivity: what each layer costs by itself; empty where nobody asked.
-    """
-
-    path: Path
-    sha256: str
-    size_bytes: int
-    calibration_images: int
-    validation_images: int
-    agreement_onnxruntime: float
-    agreement_openvino: float
-    engines_agree: float
-    max_engine_difference: float
-    top1_before: float
-    top1_after: float
-    top1_after_openvino: float
-    operators: Mapping[str, int]
-    kept_float: Mapping[str, int]
-    macs_int8: float
-    wider: Mapping[str, str]
-    search: SearchResult
-    guard: GuardResult | None
-    sensitivity: tuple[LayerSensitivity, ...]
-
-    def to_text(self) -> str:
-        """Return one line for a terminal; the comparison was logged."""
-        return f"{self.path}: {self.size_bytes:,} bytes, sha256 {self.sha256}"
 
 
 def int8_graph_from_graph(
@@ -123,7 +69,7 @@ def int8_graph_from_graph(
     options = options or QuantizeOptions()
     check_not_input(output, source)
     _check_outputs(output, options)
-    graph = _float_graph(Path(source), data, options)
+    graph = float_graph(Path(source), data, class_map=options.class_map, max_skipped=options.max_skipped)
     model = parse_graph(graph)
     card = card_of_model(model, what=f"`{source}`")
     if graph_precision(model) == "int8":
@@ -157,7 +103,7 @@ def int8_graph_from_graph(
     with staged_file(path, force=options.force) as staging:
         staging.write_bytes(content)
     report = _report(path, content, decided, len(chosen), comparison)
-    _say(report, new_card)
+    say_report(report, new_card)
     if decided.guard is not None and not decided.guard.held:
         raise EdgebertError(
             f"the promise cannot be kept: {decided.guard.broken}, with {len(decided.guard.reverted)} layers in float",
@@ -360,25 +306,6 @@ def _write_sensitivity(layers: tuple[LayerSensitivity, ...], options: QuantizeOp
     write_sensitivity(layers, Path(options.sensitivity), force=options.force)
 
 
-def _float_graph(source: Path, data: str | Path, options: QuantizeOptions) -> bytes:
-    """Return the graph's bytes; a checkpoint is exported into a temporary folder, and compared on the same data."""
-    if source.is_file():
-        return read_input(source, what="the graph")
-    if not source.exists():
-        raise InputNotFoundError(
-            f"no such file or folder: `{source}`",
-            expected="an FP32 graph (.onnx) or a checkpoint folder",
-            hint="edgebert export CHECKPOINT -o GRAPH.onnx",
-        )
-    from edgebert.export.graph import ExportOptions, graph_from_checkpoint  # imports torch, which a graph does not need
-
-    exporting = ExportOptions(data=str(data), class_map=options.class_map, max_skipped=options.max_skipped)
-    with tempfile.TemporaryDirectory(prefix="edgebert-") as folder:
-        path = Path(folder) / "model.onnx"
-        graph_from_checkpoint(source, path, exporting)
-        return path.read_bytes()
-
-
 def _card(
     card: ModelCard,
     graph: bytes,
@@ -469,36 +396,3 @@ def _report(
         guard=decided.guard,
         sensitivity=decided.layers,
     )
-
-
-def _say(report: QuantizeReport, card: ModelCard) -> None:
-    operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
-    kept = ", ".join(f"{count} {reason}" for reason, count in report.kept_float.items())
-    chosen = report.search.chosen
-    _log.info(
-        "tried %d candidates on %d training images that nothing was calibrated on: %s (KL %.2g, agreement %.2f %%)",
-        len(report.search.trials),
-        report.search.images,
-        chosen.recipe.to_text(),
-        chosen.score.divergence,
-        100 * chosen.score.agreement,
-    )
-    _log.info("calibrated on %d training images; int8: %s; in float: %s", report.calibration_images, operators, kept)
-    wider = "".join(f"; {backend}: {text}" for backend, text in report.wider.items())
-    if report.guard is not None:
-        _log.info("guard: %s", report.guard.to_text())
-    _log.info("%.0f %% of the multiplications are in INT8%s", 100 * report.macs_int8, wider)
-    _log.info(
-        "on %d validation images INT8 decides as FP32: %.2f %% in ONNX Runtime, %.2f %% in OpenVINO; the two alike: %.2f %%",
-        report.validation_images,
-        100 * report.agreement_onnxruntime,
-        100 * report.agreement_openvino,
-        100 * report.engines_agree,
-    )
-    what = "top-1" if card.task == "single-label" else "exact match"
-    _log.info("%s on them: %.2f %% before, %.2f %% after", what, 100 * report.top1_before, 100 * report.top1_after)
-    if card.confidence:
-        _log.info("confidence: %s", card.confidence.to_text())
-    lowest = min(report.agreement_onnxruntime, report.agreement_openvino, report.engines_agree)
-    if lowest < _WORTH_A_WARNING:
-        _log.warning("only %.2f %% of the decisions are equal, less than 99 %%", 100 * lowest)

@@ -88,7 +88,7 @@ def statistics_of_graph(
         BadDataError: a value is not finite on some image; the message names the operator and the image.
         UnavailableError: onnxruntime is not installed.
     """
-    reader = _ValueReader(model, watched)
+    reader = ValueReader(model, watched)
     with Progress("measure ranges", 2 * count) as progress:
         moments = {name: _Moments() for name in watched}
         for first, size, rows in reader.read(images()):
@@ -107,13 +107,21 @@ def statistics_of_graph(
 
 def answers_of_graph(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return float32 (images, classes): what a float graph answers in ONNX Runtime."""
-    reader = _ValueReader(model, {model.graph.output[0].name: Watched(axis=-1, by_channel=False)})
+    reader = ValueReader(model, {model.graph.output[0].name: Watched(axis=-1, by_channel=False)})
     rows = [rows for _, _, chunk in reader.read(iter(images)) for rows in chunk.values()]
     return np.concatenate(rows)
 
 
-class _ValueReader:
-    """Runs a graph whose watched values are outputs as well, a few images at a time."""
+class ValueReader:
+    """Runs a graph whose watched values are outputs as well, a few images at a time.
+
+    Args:
+        model: an FP32 graph of edgebert's; not changed.
+        watched: name of a value -> how to measure it.
+
+    Raises:
+        UnavailableError: onnxruntime is not installed.
+    """
 
     def __init__(self, model: onnx.ModelProto, watched: Mapping[str, Watched]) -> None:
         require("onnxruntime")
@@ -173,7 +181,7 @@ class _Moments:
         wide = rows.astype(np.float64)  # (elements, channels)
         low, high = wide.min(axis=0), wide.max(axis=0)  # NaN stays NaN
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise _not_finite(name, model, first)
+            raise not_finite(name, model, first)
         if self.elements:
             low, high = np.minimum(low, self.minimum), np.maximum(high, self.maximum)
         self.minimum, self.maximum = low, high
@@ -217,7 +225,8 @@ class _Histogram:
         self.counts += np.bincount(bins.ravel(), minlength=self.counts.size).reshape(self.counts.shape)
 
 
-def _not_finite(name: str, model: onnx.ModelProto, first: int) -> BadDataError:
+def not_finite(name: str, model: onnx.ModelProto, first: int) -> BadDataError:
+    """Return the error for a value that is NaN or infinite for image `first` or one of the same chunk."""
     producer = next((node for node in model.graph.node if name in node.output), None)
     where = f"{producer.op_type} `{producer.name}`" if producer is not None else f"`{name}`"
     return BadDataError(

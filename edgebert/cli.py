@@ -479,14 +479,6 @@ def quantize(
 ) -> None:
     """Quantise a graph to symmetric INT8 with real calibration images."""
 
-    def auditing() -> int:
-        from edgebert.calibration.audit import AuditOptions, audit_of_calibration
-
-        options = AuditOptions(images=images, class_map=class_map_from(class_map), max_skipped=max_skipped, force=force)
-        report = audit_of_calibration(source, calibration, output, options)
-        show(report.to_json(), report.to_text(), as_json=as_json)
-        return report.exit_code
-
     def command() -> int:
         from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph
 
@@ -507,11 +499,17 @@ def quantize(
             max_skipped=max_skipped,
             force=force,
         )
+        if audit:
+            from edgebert.calibration.audit import audit_of_calibration, audit_options_from
+
+            found = audit_of_calibration(source, calibration, output, audit_options_from(options))
+            show(found.to_json(), found.to_text(), as_json=as_json)
+            return found.exit_code
         report = int8_graph_from_graph(source, calibration, output, options)
         show(plain(report), report.to_text(), as_json=as_json)
         return 0
 
-    _call(auditing if audit else command, as_json=as_json)
+    _call(command, as_json=as_json)
 
 
 @app.command(name="compile")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from edgebert._console import printable
+from edgebert.bench.figures import theme_colour, themed_svg
 from edgebert.bench.report import MAX_REPORT_BYTES
 from edgebert.bench.table import milliseconds, percent, size_text
 from edgebert.errors import EdgebertError
@@ -32,32 +32,6 @@ _TEMPLATE = "verdict.html.j2"
 _NAME = 60  # characters of a file's or a class's name
 _NAMES = 5  # labels of one image that are shown
 _POINTS = 400  # of a line
-# Marker colours of a drawing that become the page's variables: matplotlib knows no theme.
-_INK, _MUTED, _GRID, _FP32, _INT8 = "#010201", "#010202", "#010203", "#010300", "#010301"
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    _FP32: "var(--fp32)",
-    _INT8: "var(--int8)",
-}
-_STYLE: dict[Any, Any] = {  # matplotlib types each of its keys
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _GRID,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +192,10 @@ def latency_figure(measurement: Measurement, name: str) -> str:
     """Return the share of queries answered within a time, of both precisions, as an SVG element."""
 
     def draw(axes: Axes) -> None:
-        for label, figures, colour in (("FP32", measurement.fp32, _FP32), ("INT8", measurement.int8, _INT8)):
+        for label, figures, colour in (
+            ("FP32", measurement.fp32, theme_colour(0)),
+            ("INT8", measurement.int8, theme_colour(1)),
+        ):
             times = np.sort(figures.times_ns) / 1e6
             shares = np.linspace(0, 1, min(_POINTS, max(2, times.size)))
             ranks = np.minimum((shares * times.size).astype(np.int64), times.size - 1)
@@ -229,22 +206,4 @@ def latency_figure(measurement: Measurement, name: str) -> str:
         axes.set_ylabel("queries, %")
         axes.legend(loc="lower right")
 
-    require("matplotlib")
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever style the user prefers
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": f"edgebert-{name}"})
-        figure = Figure(figsize=(6.4, 3.0), layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue().decode("utf-8")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)  # unique over the page
-    for marker, variable in _VARIABLES.items():
-        text = text.replace(marker, variable)
-    return text
+    return themed_svg(draw, name, width=6.4, height=3.0)

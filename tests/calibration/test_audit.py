@@ -24,6 +24,7 @@ from edgebert.calibration.audit import (
     audit_of_dataset,
     value_extremes,
 )
+from edgebert.calibration.audit_findings import range_finding
 from edgebert.calibration.audit_report import page_of, section_of
 from edgebert.calibration.audit_result import AuditReport
 from edgebert.card import ModelCard
@@ -174,7 +175,7 @@ def test_audit_finds_activations_beyond_the_range(digits: Dataset, model: onnx.M
     faint = _changed(first, lambda image: np.floor_divide(image, 16, dtype=np.uint8))
     card = card_of_model(model)
     ranges = room._ranges(model, card.preprocessing, faint, digits.train[100:200])
-    finding = room._range_finding(ranges, 16, 100)
+    finding = range_finding(ranges, 16, 100)
     assert finding.severity in ("warning", "bad")
     assert "raise `--images`" in finding.hint
 
@@ -307,6 +308,25 @@ def _write_digits(digits: Dataset, folder: Path, val_shift: int = 0) -> None:
             shift = val_shift if split == "val" else 0
             pixels = np.minimum(example.load().astype(np.uint16) + shift, 255).astype(np.uint8)
             Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--min-agreement", "99.5"], "`--min-agreement` with `--audit`"),
+        (["--effort", "best"], "`--effort` with `--audit`"),
+        (["--finetune", "digits"], "`--finetune` with `--audit`"),
+    ],
+)
+def test_cli_refuses_options_that_an_audit_would_leave_without_effect(
+    trained_graph: Path, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    page = tmp_path / "audit.html"
+    command = ["quantize", str(trained_graph), "--calibration", "digits", "--audit", "-o", str(page), *flags]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert not page.exists()
 
 
 def test_cli_writes_the_page_and_no_graph(trained_graph: Path, digits: Dataset, tmp_path: Path) -> None:

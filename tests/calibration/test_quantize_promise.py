@@ -51,6 +51,7 @@ def _of_all_in_int8(monkeypatch: pytest.MonkeyPatch, worst: float, better: float
 def _gains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every wider placement be worth it, whatever it costs on a student that trained for seconds."""
     monkeypatch.setattr(search, "is_as_good", lambda wide, narrow, moved: True)
+    monkeypatch.setattr(search, "_WORTH_COUNT", 0)
 
 
 @pytest.fixture(scope="module")
