@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise clean
+.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise proof-bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -39,6 +39,10 @@ proof-distil: $(DEV_STAMP) ## distillation held against its list, docs/proofs/di
 
 proof-quantise: $(DEV_STAMP) ## quantisation held against its list, docs/proofs/quantise.md (two hours; DATA=FOLDER)
 	$(BIN)/python benchmarks/proof_quantise.py $(or $(DATA),../shared/data)
+
+proof-bench: $(DEV_STAMP) ## the harness held against its list, docs/proofs/bench.md (two hours, a quiet computer; DATA=FOLDER)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[loadgen]"
+	$(BIN)/python benchmarks/proof_bench.py $(or $(DATA),../shared/data)
 
 clean: ## remove .venv and what the demo made
 	rm -rf $(VENV) runs

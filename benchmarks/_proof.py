@@ -94,7 +94,7 @@ class Proof:
             "said": said[-_LINES:],
             "minutes": (time.monotonic() - started) / 60,
             "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "commit": _commit(),
+            "commit": commit_of_checkout(),
             "load": os.getloadavg()[1],
         }
         (self.folder / f"{item.name}.record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -144,7 +144,8 @@ class Proof:
 _LINES = 120  # of what an item says, the last ones
 
 
-def _commit() -> str:
+def commit_of_checkout() -> str:
+    """Return the commit that runs, with `-dirty` where files differ from it."""
     ran = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )

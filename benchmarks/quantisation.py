@@ -50,7 +50,7 @@ from _quantisers import BASELINE, JUDGED, OURS, PACKAGES, QUANTISERS, Task
 from numpy.typing import NDArray
 
 from edgebert.bench.codec import to_json
-from edgebert.bench.statistics import interleaved_ratio
+from edgebert.bench.statistics.formulas import interleaved_ratio
 from edgebert.calibration.images import calibration_examples
 from edgebert.card import ModelCard
 from edgebert.data import Example, align_classes, load_dataset

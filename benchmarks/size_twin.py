@@ -27,7 +27,7 @@ from PIL import Image
 
 from edgebert.bench.arms import ArmRequest
 from edgebert.bench.codec import to_json
-from edgebert.bench.environment import Environment
+from edgebert.bench.environment.computer import Environment
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.selection import Selection
 from edgebert.calibration.images import spread_over_classes

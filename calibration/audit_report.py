@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgebert._console import printable
-from edgebert.bench.figures import theme_colour, themed_svg
+from edgebert.bench.report.figures import theme_colour, themed_svg
 from edgebert.calibration.audit_result import SEVERITIES, AuditReport, Comparison, Picture, words_of
 from edgebert.calibration.spreads import UNITS, bin_edges
 from edgebert.errors import BadDataError

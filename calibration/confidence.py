@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.bench.statistics import wilson_interval
+from edgebert.bench.statistics.formulas import wilson_interval
 from edgebert.card import Task
 from edgebert.confidence import MAX_TEMPERATURE, MIN_TEMPERATURE, Confidence
 from edgebert.decisions import sigmoid, softmax

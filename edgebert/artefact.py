@@ -220,7 +220,8 @@ def _read_result(path: Path) -> tuple[None, JsonObject]:
         "created": result.created,
         "valid": result.status.valid,
         "arms": [arm.id for arm in result.arms],
-        "dataset": result.dataset.name,
+        "partial": result.status.partial,
+        "dataset": result.dataset.name if result.dataset is not None else None,
     }
 
 
@@ -274,8 +275,9 @@ def _verify_bundle(path: Path) -> list[str]:
 
 
 def _verify_result(path: Path) -> list[str]:
-    result = read_result(path)
-    return [f"schema `{result.schema}` holds, and the samples are the ones it was made from ({len(result.arms)} arms)"]
+    from edgebert.bench.comparison.validation import check_result
+
+    return list(check_result(path))
 
 
 _READERS: dict[Kind, Callable[[Path], tuple[ModelCard | None, JsonObject]]] = {

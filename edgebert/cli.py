@@ -17,9 +17,11 @@ import typer
 from edgebert import __version__, _flags
 from edgebert._console import columns, plain, run_command, show
 from edgebert._flags import class_map_from, options_from
+from edgebert.errors import UsageError
 
 if TYPE_CHECKING:
     from edgebert._json import JsonObject
+    from edgebert.bench import BenchOptions
     from edgebert.recipe import StageResult
 
 NOT_COMPARABLE_EXIT_CODE = 5
@@ -590,7 +592,10 @@ def compile_(
 @app.command()
 def bench(
     data: Annotated[str, typer.Option(metavar="DATA", help="Its test images are measured.", show_default=False)],
-    output: _flags.Output,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write; must not exist. An audit needs none.", show_default=False),
+    ] = None,
     artefacts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -598,12 +603,45 @@ def bench(
         ),
     ] = None,
     target: Annotated[list[str] | None, typer.Option(help="Form of bundles, backend of graphs; repeatable.")] = None,
-    queries: Annotated[int, typer.Option(help="Timed per arm, at least; p99 takes 299.")] = 330,
-    seconds: Annotated[float, typer.Option(help="Timed per arm, at least.")] = 4.0,
-    max_seconds: Annotated[float, typer.Option(help="Timed per arm, at most.")] = 30.0,
-    max_warmup_seconds: Annotated[float, typer.Option(help="Warm-up per arm, at most.")] = 8.0,
+    rigor: Annotated[
+        Literal["quick", "standard", "publish"],
+        typer.Option(help="quick: 3 launches, ~15 s an arm; standard: 5+, up to 3 min; publish: 10+, up to 20 min."),
+    ] = "quick",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Beside single-stream: multi-stream, offline, paced, server, soak, cold, all; repeatable.",
+        ),
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Difference in speed that matters, 0.01 is 1 %.")] = 0.01,
+    launches: Annotated[int | None, typer.Option(help="Fresh processes per arm.", show_default="by rigor")] = None,
+    max_launches: Annotated[int | None, typer.Option(help="At most as many.", show_default="by rigor")] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Timed per arm, at least; p99 takes 299.", show_default="by rigor")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Timed per arm, at least.", show_default="by rigor")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Timed per arm, at most.", show_default="by rigor")] = None,
+    max_warmup_seconds: Annotated[
+        float | None, typer.Option(help="Each warm-up, at most.", show_default="by rigor")
+    ] = None,
     images: Annotated[int, typer.Option(help="Distinct images that are timed; accuracy takes all.")] = 256,
+    fps: Annotated[float, typer.Option(help="paced: frames per second.")] = 30.0,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="paced: answered by then.", show_default="the next frame")
+    ] = None,
+    policy: Annotated[
+        Literal["drop", "queue"], typer.Option(help="paced: a frame that comes while another is worked on.")
+    ] = "drop",
+    streams: Annotated[int, typer.Option(help="multi-stream: images of a query.")] = 8,
+    bound_ms: Annotated[
+        float | None, typer.Option(help="server: latency to keep.", show_default="five times p50")
+    ] = None,
+    bound_share: Annotated[float, typer.Option(help="server: share of queries that keep it.")] = 0.99,
+    soak_minutes: Annotated[float, typer.Option(help="soak: length.")] = 10.0,
+    flipped: Annotated[int, typer.Option(help="Images kept that an arm decides otherwise than its reference.")] = 12,
     threads: _flags.Threads = 0,
+    cpus: Annotated[str, typer.Option(metavar="LIST", help="Processors of the workers, `0,1` or `0-3`.")] = "",
     seed: _flags.Seed = 0,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Arm that speed-ups refer to.", show_default="the first")
@@ -614,12 +652,15 @@ def bench(
             metavar="NAME", help="Arm that agreement refers to.", show_default="the FP32 arm of the same checkpoint"
         ),
     ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Measure nothing; look for backends that cheat, about a minute an arm.")
+    ] = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
-    """Measure accuracy and latency of each artefact: same file, same process, arms interleaved."""
+    """Measure accuracy and latency of each artefact: same file, same process, arms interleaved, launches repeated."""
 
     def command() -> int:
         from edgebert.bench import BenchOptions, result_from_arms, text_table
@@ -628,19 +669,37 @@ def bench(
         options = BenchOptions(
             data=data,
             targets=tuple(target or ()),
+            rigor=rigor,
+            scenarios=tuple(scenario or ()),
+            launches=launches,
+            max_launches=max_launches,
             queries=queries,
             seconds=seconds,
             max_seconds=max_seconds,
             max_warmup_seconds=max_warmup_seconds,
+            margin=margin,
             images=images,
             threads=threads,
+            cpus=cpus,
             seed=seed,
             baseline=baseline,
             reference=reference,
+            fps=fps,
+            deadline_ms=deadline_ms,
+            policy=policy,
+            streams=streams,
+            bound_ms=bound_ms,
+            bound_share=bound_share,
+            soak_minutes=soak_minutes,
+            flipped=flipped,
             class_map=class_map_from(class_map),
             max_skipped=max_skipped,
             force=force,
         )
+        if audit:
+            return _audit(artefacts or (), output, options, as_json=as_json)
+        if output is None:
+            raise UsageError("`bench` writes a result, and no name is given", hint="-o result.json")
         result = result_from_arms(artefacts or (), output, options)
         show(to_json(result), text_table(result), as_json=as_json)
         return result.exit_code
@@ -648,19 +707,122 @@ def bench(
     _call(command, as_json=as_json)
 
 
+def _audit(artefacts: Sequence[str], output: Path | None, options: BenchOptions, *, as_json: bool) -> int:
+    from edgebert._files import check_file_is_free
+    from edgebert.bench.audit.audit import audit_arms, write_audit
+
+    if output is not None:
+        check_file_is_free(output, force=options.force)
+    found = audit_arms(artefacts, options)
+    if output is not None:
+        write_audit(output, found, force=options.force)
+    show(found.to_json(), found.to_text(), as_json=as_json)
+    return found.exit_code
+
+
 @app.command()
-def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Written by `bench`.", show_default=False)],
-    output: _flags.Output,
+def compare(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="A [B]", help="Written by `bench`; of two, A is the baseline.", show_default=False),
+    ],
+    arm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Arm that is judged.", show_default="every one there is")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Arm it is held against.", show_default="the run's; of two, the same name in A"
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="p50, p90, p99 or throughput; repeatable.", show_default="p50")
+    ] = None,
+    margin: Annotated[
+        str | None,
+        typer.Option(help="Difference that matters, such as 1% or 0.01.", show_default="the run's; of two, 1%"),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="So many points of top-1 may be lost.", show_default="no guard"),
+    ] = None,
+    cross_device: Annotated[
+        bool, typer.Option("--cross-device", help="Compare two devices on purpose; the verdict says so.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.{md,csv,xml,json}", help="Write it, too.", show_default="nowhere"),
+    ] = None,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
-    """Make one self-contained HTML page of one or more results."""
+    """Give the verdict on arms of one result, or of two, from their raw samples.
+
+    Exit code: 5 where anything is not comparable, else 3 where an arm is slower (or loses more than --max-drop), else 4 where a
+    verdict is inconclusive, else 0.
+    """
 
     def command() -> int:
-        from edgebert.bench import report_from_results
+        from edgebert.bench.comparison.compare import compare_options_from, compare_results
+        from edgebert.bench.comparison.formats import check_output, write_comparison
 
-        page = report_from_results(results, output, force=force)
+        options = compare_options_from(
+            arm=arm,
+            baseline=baseline,
+            metrics=tuple(metric or ("p50",)),
+            margin=margin,
+            max_drop=max_drop,
+            cross_device=cross_device,
+        )
+        if output is not None:
+            check_output(output, results, force=force)
+        report = compare_results(results, options)
+        if output is not None:
+            write_comparison(report, output, force=force)
+        show(report.to_json(), report.to_text(), as_json=as_json)
+        return report.exit_code
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def validate(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Written by `bench`.", show_default=False)],
+    as_json: _flags.Json = False,
+) -> None:
+    """Check results: schema, hashes, and every statistic made again from the raw samples.
+
+    Exit code 65 where a number does not follow from the samples, 77 where a file is not the one that was recorded.
+    """
+
+    def command() -> int:
+        from edgebert.bench.comparison.validation import validate_results
+
+        checked = validate_results(results)
+        show(checked.to_json(), checked.to_text(), as_json=as_json)
+        return checked.exit_code
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Written by `bench`.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE.{html,md,csv,xml}", help="The suffix is the format.", show_default=False
+        ),
+    ],
+    force: _flags.Force = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Make one self-contained page (.html) of results, a table (.md), tidy rows (.csv), or JUnit test cases (.xml)."""
+
+    def command() -> int:
+        from edgebert.bench.comparison.exports import write_results
+
+        page = write_results(results, output, force=force)
         show({"path": str(page)}, str(page), as_json=as_json)
         return 0
 
@@ -750,8 +912,27 @@ def targets(as_json: _flags.Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: _flags.Json = False) -> None:
-    """Say what works on this computer, and the command that adds the rest."""
+def doctor(
+    bench: Annotated[
+        bool,
+        typer.Option(
+            "--bench", help="Say what would disturb a measurement here, and the command that mends it; changes nothing."
+        ),
+    ] = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Say what works on this computer, and the command that adds the rest; with --bench, whether to measure on it.
+
+    With --bench it exits 1 where a check failed; warnings are for the reader to weigh, and exit 0.
+    """
+
+    def before_bench() -> int:
+        from edgebert.bench.environment.preflight import exit_code, preflight, text_of_checks, worst
+
+        checks = preflight()
+        data: JsonObject = {"state": worst(checks), "checks": [plain(check) for check in checks]}
+        show(data, text_of_checks(checks), as_json=as_json)
+        return exit_code(checks)
 
     def command() -> int:
         from edgebert.doctor import computer, diagnose, target_states
@@ -775,7 +956,7 @@ def doctor(as_json: _flags.Json = False) -> None:
         show(data, text, as_json=as_json)
         return 0
 
-    _call(command, as_json=as_json)
+    _call(before_bench if bench else command, as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,8 @@
     ├── InputNotFoundError        66  a file, folder, data set or model is not there
     ├── UnavailableError          69  a device, backend or extra is not here
     ├── CannotWriteError          74  the output cannot be written
-    ├── LockedError               75  somebody else is writing the same output; try again
+    ├── LockedError               75  somebody else is writing the same output, or measuring; try again
+    ├── MemoryExhaustedError      75  memory ran out; try again with more of it, or with less to do
     └── RefusedError              77  refused for safety: hashes, pickles, remote code
         └── ForkedRuntimeError    77  a runtime was used in a forked child
 
@@ -88,7 +89,13 @@ class CannotWriteError(EdgebertError):
 
 
 class LockedError(EdgebertError):
-    """Another process writes the same output; trying again later can succeed."""
+    """Another process writes the same output, or measures on this computer; trying again later can succeed."""
+
+    exit_code = 75
+
+
+class MemoryExhaustedError(EdgebertError):
+    """Memory ran out, here or in a worker; trying again with more of it can succeed."""
 
     exit_code = 75
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from edgebert.errors import UnavailableError
 
 # Module name -> distribution name, where they differ.
-DISTRIBUTIONS = {"PIL": "Pillow", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "Pillow", "sklearn": "scikit-learn", "mlperf_loadgen": "mlcommons-loadgen"}
 
 # Extra -> the modules it brings, in the order `doctor` lists them.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -31,6 +31,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tune": ("optuna",),
     "sign": ("model_signing",),
     "peers": ("nncf",),
+    "loadgen": ("mlperf_loadgen",),
 }
 
 # Lowest versions accepted. torch, transformers, onnx, onnxruntime, Pillow and asyncssh: the first without the
@@ -59,6 +60,7 @@ FLOORS = {
     "asyncssh": "2.23.1",
     "optuna": "4.0",
     "model_signing": "1.1",
+    "mlperf_loadgen": "6.0.17",
 }
 
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}

@@ -258,6 +258,48 @@ def expected_calibration_error(scores: Probabilities, right: NDArray[np.bool_], 
     return float(np.abs(gaps).sum() / len(wide))
 
 
+def roc_auc(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float | None:
+    """Return the area under the ROC curve of one class, in [0, 1]; None where every image has it, or none.
+
+    The chance that an image of the class scores higher than one of the others, ties counting half: the Mann-Whitney
+    statistic over the number of pairs (Hanley and McNeil 1982), what scikit-learn's `roc_auc_score` gives.
+
+    Args:
+        labels: whether each image has the class, bool (images,).
+        scores: the higher, the surer; floating (images,).
+
+    Raises:
+        BadDataError: no image, arrays of different shapes, or a score that is NaN.
+    """
+    _check_several(labels[:, np.newaxis], scores[:, np.newaxis])
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # the mean rank of each distinct score, from 1
+    above = float(ranks[place][labels].sum()) - positives * (positives + 1) / 2
+    return above / (positives * negatives)
+
+
+def mean_roc_auc(labels: Classes, probabilities: Probabilities) -> float | None:
+    """Return the mean over classes of `roc_auc`, one against the rest; of two classes, that of the second.
+
+    Classes that no image has are left out; None where fewer than two occur.
+
+    Args:
+        labels: int64 (images,).
+        probabilities: floating (images, classes).
+
+    Raises:
+        BadDataError: as `roc_auc`.
+    """
+    classes = range(probabilities.shape[1]) if probabilities.shape[1] > 2 else (1,)
+    each = [roc_auc(labels == index, probabilities[:, index]) for index in classes]
+    known = [area for area in each if area is not None]
+    return float(np.mean(known)) if known else None
+
+
 def _best_threshold(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
     """Return the best threshold of one class; see `best_thresholds`."""
     order = np.argsort(scores, kind="stable")

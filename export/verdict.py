@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert._json import JsonObject
-from edgebert.bench.statistics import Interval
-from edgebert.bench.table import milliseconds, percent
+from edgebert.bench.report.table import milliseconds, percent
+from edgebert.bench.statistics.formulas import Interval
 from edgebert.data import Example
 from edgebert.manifest import Precision
 

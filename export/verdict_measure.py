@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.bench.environment import read_environment
-from edgebert.bench.statistics import interleaved_ratio, percentile
+from edgebert.bench.environment.computer import read_environment
+from edgebert.bench.statistics.formulas import interleaved_ratio, percentile
 from edgebert.card import ModelCard, hash_of_hashes
 from edgebert.data import Example
 from edgebert.decisions import decisions, said_names
@@ -35,7 +35,7 @@ TIMED_IMAGES = 256  # distinct ones, so that no cache is filled by repetition
 _BATCH = 32
 _BLOCK_NS = 100_000_000
 _MIN_QUERIES, _MAX_QUERIES = 3, 5_000  # of a block
-_ROUNDS, _MIN_ROUNDS = 12, 5  # ABBA or BAAB each; below five there is no interval (edgebert.bench.statistics)
+_ROUNDS, _MIN_ROUNDS = 12, 5  # ABBA or BAAB each; below five there is no interval (edgebert.bench.statistics.formulas)
 _WARMUP_NS, _MIN_WARMUP = 300_000_000, 3
 
 

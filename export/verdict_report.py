@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from edgebert._console import printable
-from edgebert.bench.figures import theme_colour, themed_svg
-from edgebert.bench.report import MAX_REPORT_BYTES
-from edgebert.bench.table import milliseconds, percent, size_text
+from edgebert.bench.report.figures import theme_colour, themed_svg
+from edgebert.bench.report.page import MAX_REPORT_BYTES
+from edgebert.bench.report.table import milliseconds, percent, size_text
 from edgebert.errors import EdgebertError
 from edgebert.export.verdict import Figures, Flip, Measurement, Verdict, ratio_text
 from edgebert.extras import require

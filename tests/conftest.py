@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgebert.bench.device_lock import LOCK_VARIABLE
 from edgebert.bundle import write_bundle
 from edgebert.card import ModelCard, Provenance
 from edgebert.manifest import BundleForm, Canary, Manifest, tolerance_of
@@ -77,6 +78,14 @@ class Toy:
         """Return uint8 (count, height, width, 3) of noise, an input of the graph."""
         shape = (count, self.spec.height, self.spec.width, 3)
         return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_device_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the measurements of this test run a lock of their own, so that test runs side by side do not meet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCK_VARIABLE, str(tmp_path_factory.mktemp("lock") / "bench.lock"))
+        yield
 
 
 @pytest.fixture(scope="session")

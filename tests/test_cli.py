@@ -25,11 +25,12 @@ OPTIONS = {
     "export": ("edgebert.export.graph:ExportOptions", {"checkpoint", "output"}),
     "quantize": ("edgebert.calibration.quantize:QuantizeOptions", {"source", "calibration", "output", "audit"}),
     "compile_": ("edgebert.export.compile:CompileOptions", {"graph", "output"}),
-    "bench": ("edgebert.bench.options:BenchOptions", {"artefacts", "output"}),
+    "bench": ("edgebert.bench.options:BenchOptions", {"artefacts", "output", "audit"}),
+    "compare": ("edgebert.bench.comparison.compare:CompareOptions", {"results", "output", "force"}),
 }
 # Flag -> field, where the flag is singular because it is repeatable; what is text on the command line is a tuple inside.
-SINGULAR = {"target": "targets", "teacher": "teachers"}
-PARSED = {"augment", "class_map", "targets"}
+SINGULAR = {"target": "targets", "teacher": "teachers", "metric": "metrics", "scenario": "scenarios"}
+PARSED = {"augment", "class_map", "targets", "metrics", "scenarios"}
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from edgebert.errors import BadDataError, EdgebertError, ForkedRuntimeError, Ref
         ("UnavailableError", 69),
         ("CannotWriteError", 74),
         ("LockedError", 75),
+        ("MemoryExhaustedError", 75),
         ("RefusedError", 77),
         ("ForkedRuntimeError", 77),
     ],
@@ -32,7 +33,7 @@ def test_errors_have_the_exit_codes_of_the_command_line(name: str, exit_code: in
 
 def test_errors_has_no_further_error() -> None:
     found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert len(found) == 10
+    assert len(found) == 11
     assert issubclass(ForkedRuntimeError, RefusedError)
 
 

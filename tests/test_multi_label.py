@@ -13,12 +13,12 @@ from PIL import Image
 from edgebert.artefact import describe, predict_files, verify
 from edgebert.bench.harness import result_from_arms
 from edgebert.bench.options import BenchOptions
-from edgebert.bench.report import report_from_results
+from edgebert.bench.report.page import report_from_results
+from edgebert.bench.report.table import markdown_table, text_table
+from edgebert.bench.report.words import headline, sentences
 from edgebert.bench.result import read_result, samples_path
 from edgebert.bench.samples import read_samples
 from edgebert.bench.schema import Result
-from edgebert.bench.table import markdown_table, text_table
-from edgebert.bench.verdict import headline, sentences
 from edgebert.bundle import read_bundle
 from edgebert.card import ImageSet, ModelCard, Provenance
 from edgebert.card_io import read_checkpoint_card, read_checkpoint_examples
@@ -239,6 +239,7 @@ def test_bench_measures_f1_map_exact_match_and_agreement_of_what_is_said(
 ) -> None:
     result, output = measured
     assert result.status.valid, result.status.reasons
+    assert result.dataset is not None
     assert result.dataset.task == "multi-label"
     truth = _truth(squares, "test")
     assert result.dataset.per_class == tuple(truth.sum(axis=0).tolist())
@@ -258,7 +259,7 @@ def test_bench_measures_f1_map_exact_match_and_agreement_of_what_is_said(
     assert 0.9 <= accuracy.agreement.share.value <= 1
     assert read_result(output) == result
     samples = read_samples(samples_path(output))
-    assert len(samples["score"]) == 2 * truth.size
+    assert len(samples["score"]) == 3 * truth.size  # the A/A control too
 
 
 def test_table_verdict_and_report_speak_of_several_labels(measured: tuple[Result, Path], tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _in_bench(examples: list[Example], rule: Preprocessing, folder: Path) -> NDA
     loaded = cast(LoadedArm, SimpleNamespace(pipeline=pipeline))  # all that a worker reads of it here
     worker = Worker(lambda request, before_loading: loaded)
     worker._arm = loaded
-    worker._on_classify(Fields(sent, what="images"))
+    worker._on_classify(Fields({**sent, "answers": str(folder / "answers.npz")}, what="images"))
     return np.concatenate(seen)
 
 

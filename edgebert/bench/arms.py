@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgebert.artefact import Kind, kind_of
@@ -19,12 +19,21 @@ MAX_NAME = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmRequest:
-    """An arm before it is opened: `target` is None where the runtime is to pick."""
+    """An arm before it is opened.
+
+    Attributes:
+        name: unique in the run.
+        path: of the artefact.
+        kind: what it is.
+        target: None where the runtime is to pick.
+        control: whether this is the A/A control: the baseline's artefact once more.
+    """
 
     name: str
     path: Path
     kind: Kind
     target: str | None
+    control: bool = False
 
 
 def arms_from_paths(paths: Sequence[str | Path], targets: Sequence[str]) -> list[ArmRequest]:
@@ -66,6 +75,12 @@ def named_arms(entries: Sequence[tuple[str, Path, Kind]], targets: Sequence[str]
             taken.add(unique)
             arms.append(ArmRequest(name=unique, path=path, kind=kind, target=target))
     return arms
+
+
+def control_of(baseline: ArmRequest) -> ArmRequest:
+    """Return the A/A control: the same artefact and target under a name of its own."""
+    suffix = " (A/A)"
+    return replace(baseline, name=f"{baseline.name[: MAX_NAME - len(suffix)]}{suffix}", control=True)
 
 
 def find_arm(arms: Sequence[str], name: str, *, flag: str) -> int:

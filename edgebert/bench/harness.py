@@ -1,29 +1,49 @@
-"""Measures several artefacts side by side: accuracy and latency of each from one session of one process.
+"""Measures several artefacts side by side: accuracy and latency of each from the same sessions of the same processes.
 
-a worker per arm -> test images, less those an arm has seen -> accuracy, chunk by chunk -> warm-up of each arm
--> blocks of single queries, interleaved between the arms -> statistics -> result
+the arms, and the baseline once more as A/A control -> launches, each with a fresh worker per arm: accuracy, warm-up, blocks
+of single queries interleaved between the arms -> after each whole launch: are the intervals narrow enough? -> the other
+scenarios, in launches of their own -> cold starts -> statistics -> result
+
+An interruption, or a worker that fails, ends the run; what was measured by then is written and marked partial.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgebert._files import check_file_is_free, check_not_input, sha256_of_path
-from edgebert.bench.arms import arms_from_paths, find_arm
+from edgebert._json import Fields, JsonObject
+from edgebert.bench.arms import ArmRequest, arms_from_paths, control_of, find_arm
+from edgebert.bench.comparisons import P50, contrast_of
+from edgebert.bench.device_lock import device_lock
+from edgebert.bench.environment.preflight import preflight
+from edgebert.bench.environment.sampler_process import Sampler
+from edgebert.bench.environment.telemetry import Telemetry, columns_of_telemetry
 from edgebert.bench.loading import DEFAULT_GRAPH_TARGET
-from edgebert.bench.options import BenchOptions
-from edgebert.bench.record import Measured, result_from_session
+from edgebert.bench.options import BenchOptions, budget_of, cold_starts_of, processors, scenarios_of
+from edgebert.bench.record import Measured, nothing_measured, result_from_session
 from edgebert.bench.result import samples_path, write_result
-from edgebert.bench.schema import Result
+from edgebert.bench.samples import IntArray, Samples
+from edgebert.bench.scenarios.cold import cold_starts
+from edgebert.bench.scenarios.plan import ScenarioArm, merged_points, run_scenarios, scenario_params
+from edgebert.bench.schema import ColdStart, PreflightCheck, Result, ScenarioName, ScenarioParams
+from edgebert.bench.scratch import scratch_folder
 from edgebert.bench.selection import common_task, select_images
-from edgebert.bench.session import open_arms, run_session
+from edgebert.bench.session import OpenArm, Run, open_arms
+from edgebert.bench.statistics.formulas import CONFIDENCE
+from edgebert.bench.statistics.stopping import StoppingRule
 from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
 from edgebert.data import DataOptions, load_dataset
-from edgebert.errors import RefusedError
+from edgebert.errors import EdgebertError, RefusedError
 from edgebert.runtime.runner import physical_cores
+
+_log = logging.getLogger("edgebert")
 
 
 def result_from_arms(
@@ -47,7 +67,9 @@ def result_from_arms(
     Raises:
         UnavailableError: a target cannot run here; found out before anything is measured.
         BadDataError: the data do not fit the artefacts, or an artefact has seen the test images.
-        EdgebertError: a worker failed.
+        LockedError: another measurement runs on this computer.
+        EdgebertError: a worker failed; a partial result was written.
+        KeyboardInterrupt: interrupted; a partial result was written.
     """
     check_file_is_free(output, force=options.force)
     check_file_is_free(samples_path(output), force=options.force)
@@ -56,30 +78,232 @@ def result_from_arms(
     names = [arm.name for arm in arms]
     baseline = find_arm(names, options.baseline, flag="baseline") if options.baseline else 0
     reference = find_arm(names, options.reference, flag="reference") if options.reference else None
-    hashes = [sha256_of_path(arm.path) for arm in arms]
-    threads = options.threads or physical_cores()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-bench-")))
-        workers = [stack.enter_context(WorkerProcess(arm.name, threads, worker_command)) for arm in arms]
-        opened = open_arms(workers, arms, threads=threads, default_target=DEFAULT_GRAPH_TARGET)
-        cards = [arm.card for arm in opened]
-        reading = DataOptions(
-            class_map=options.class_map, max_skipped=options.max_skipped, task=common_task(names, cards)
+    with device_lock(), scratch_folder() as folder:
+        bench = _Bench(
+            arms=(*arms, control_of(arms[baseline])),
+            baseline=baseline,
+            reference=reference,
+            options=options,
+            folder=folder,
+            worker_command=worker_command,
         )
-        selection = select_images(load_dataset(options.data, reading), names, cards)
-        session = run_session(opened, selection, folder, options)
-    for arm, before in zip(arms, hashes, strict=True):
-        if sha256_of_path(arm.path) != before:
-            raise RefusedError(f"`{arm.path}` changed while it was measured", hint="measure again")
-    measured = Measured(
-        arms=tuple(arms),
-        hashes=tuple(hashes),
-        selection=selection,
-        session=session,
-        options=options,
-        threads=threads,
-        baseline=baseline,
-        reference=reference,
+        try:
+            bench.measure()
+        except (KeyboardInterrupt, EdgebertError) as reason:
+            with uninterrupted():
+                bench.keep_partial(output, reason)
+            raise
+        with uninterrupted():
+            result, samples = bench.result(interrupted=None)
+            return write_result(output, result, samples, force=options.force)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait: a result is written whole, or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Bench:
+    """One call of `bench`: what was asked, and what is known so far."""
+
+    arms: tuple[ArmRequest, ...]
+    baseline: int
+    reference: int | None
+    options: BenchOptions
+    folder: Path
+    worker_command: Sequence[str]
+    threads: int = 0
+    hashes: tuple[str, ...] = ()
+    checks: tuple[PreflightCheck, ...] = ()
+    run: Run | None = None
+    telemetry: Telemetry | None = None
+    params: tuple[Mapping[ScenarioName, ScenarioParams], ...] = ()
+    notes: list[str] = field(default_factory=list)
+    cold: tuple[ColdStart | None, ...] = ()
+
+    def measure(self) -> None:
+        """Do all of it; what is complete stays where this ends early."""
+        self.threads = self.options.threads or physical_cores()
+        self.hashes = tuple(sha256_of_path(arm.path) for arm in self.arms)
+        with Sampler(avoid=processors(self.options.cpus)) as sampler:
+            try:
+                self.checks = preflight_records()
+                with self._opened() as opened:
+                    cards = [arm.card for arm in opened]
+                    names = [arm.name for arm in opened]
+                    reading = DataOptions(
+                        class_map=self.options.class_map,
+                        max_skipped=self.options.max_skipped,
+                        task=common_task(names, cards),
+                    )
+                    dataset = load_dataset(self.options.data, reading)
+                    self.run = Run(select_images(dataset, names, cards), self.options, self.folder)
+                    self.run.launch(opened)
+                self._more_launches(self.run)
+                self._other_scenarios(self.run)
+                self._cold_starts(self.run)
+            finally:
+                self.telemetry = sampler.finish()
+        for arm, before in zip(self.arms, self.hashes, strict=True):
+            if sha256_of_path(arm.path) != before:
+                raise RefusedError(f"`{arm.path}` changed while it was measured", hint="measure again")
+
+    def result(self, *, interrupted: str | None) -> tuple[Result, Samples]:
+        """Return what was measured so far."""
+        if self.run is None or not self.run.launches:
+            return nothing_measured(self.arms, self.options, self.threads, self.checks, interrupted or "?")
+        session = self.run.session()
+        if self.telemetry is not None:
+            session = replace(
+                session, samples=Samples({**session.samples.columns, **columns_of_telemetry(self.telemetry)})
+            )
+        measured = Measured(
+            arms=self.arms,
+            hashes=self.hashes,
+            selection=self.run.selection,
+            session=session,
+            options=self.options,
+            threads=self.threads,
+            baseline=self.baseline,
+            reference=self.reference,
+            telemetry=self.telemetry,
+            preflight=self.checks,
+            params=self.params,
+            cold=self.cold,
+            notes=tuple(dict.fromkeys(self.notes)),
+            interrupted=interrupted,
+        )
+        return result_from_session(measured), session.samples
+
+    def keep_partial(self, output: Path, reason: BaseException) -> None:
+        """Write what there is of a run that ends early, where it got as far as opening its arms."""
+        nothing = self.run is None or not self.run.launches
+        if isinstance(reason, RefusedError) or (isinstance(reason, EdgebertError) and nothing):
+            return  # what was measured is not what was named, or nothing was: there is nothing to keep
+        words = "interrupted" if isinstance(reason, KeyboardInterrupt) else reason.what  # type: ignore[attr-defined]  # the only other kind
+        result, samples = self.result(interrupted=words)
+        write_result(output, result, samples, force=self.options.force)
+        launches = 0 if self.run is None else self.run.launches
+        _log.warning("what was measured in %d launches is in `%s`, marked partial", launches, output)
+
+    @contextmanager
+    def _opened(self) -> Iterator[list[OpenArm]]:
+        """Start a fresh worker for every arm and open it."""
+        with ExitStack() as stack:
+            workers = [
+                stack.enter_context(WorkerProcess(arm.name, self.threads, self.worker_command)) for arm in self.arms
+            ]
+            yield open_arms(
+                workers,
+                self.arms,
+                threads=self.threads,
+                default_target=DEFAULT_GRAPH_TARGET,
+                cpus=sorted(processors(self.options.cpus)),
+            )
+
+    def _more_launches(self, run: Run) -> None:
+        budget = budget_of(self.options)
+        rule = StoppingRule(
+            min_launches=budget.launches, max_launches=budget.max_launches, half_width=budget.half_width
+        )
+        while True:
+            if run.launches >= rule.min_launches:
+                run.looks += 1
+                if self._decision(run, rule) != "go on":
+                    return
+            with self._opened() as opened:
+                run.launch(opened)
+
+    def _decision(self, run: Run, rule: StoppingRule) -> str:
+        samples = run.samples()
+        contrasts = [
+            contrast
+            for index in range(len(self.arms))
+            if index != self.baseline
+            and (
+                contrast := contrast_of(
+                    samples, self.baseline, index, P50, confidence=CONFIDENCE, seed=self.options.seed
+                )
+            )
+            is not None
+        ]
+        return rule.decide(contrasts, launches=run.launches, looks=run.looks)
+
+    def _other_scenarios(self, run: Run) -> None:
+        """Run every scenario but single-stream, in launches of their own; the A/A control takes no part."""
+        names = scenarios_of(self.options)[1:]
+        if not names:
+            return
+        budget, p50s = budget_of(self.options), run.medians_ns()
+        asked = [index for index, arm in enumerate(self.arms) if not arm.control]
+        self.params = tuple(
+            {name: scenario_params(name, self.options, budget, p50s[index]) for name in names} if index in asked else {}
+            for index in range(len(self.arms))
+        )
+        plans = [ScenarioArm(name=self.arms[index].name, p50_ns=p50s[index]) for index in asked]
+        points: list[dict[str, IntArray]] = []
+        try:
+            for launch in range(budget.scenario_launches):
+                points.append(self._scenario_launch(run, plans, asked, launch))
+        finally:
+            run.add(merged_points(points))  # of the launches that are complete
+
+    def _scenario_launch(
+        self, run: Run, plans: Sequence[ScenarioArm], asked: Sequence[int], launch: int
+    ) -> dict[str, IntArray]:
+        """Run one launch of the other scenarios, and return the points of their sweeps."""
+        made: dict[str, IntArray] = {}
+        with self._opened() as opened:
+
+            def ask(arm: int, kind: str, content: JsonObject, timeout_s: float) -> Fields:
+                return opened[asked[arm]].worker.ask(kind, content, timeout_s=timeout_s)
+
+            def work() -> None:
+                found, facts = run_scenarios(
+                    plans,
+                    self.options,
+                    budget_of(self.options),
+                    ask,
+                    launch=launch,
+                    auto_inflight=max(1, (len(processors(self.options.cpus)) or physical_cores()) // self.threads),
+                )
+                made.update(found)
+                self.notes += facts.notes
+
+            run.scenario_launch(opened, work)
+        return made
+
+    def _cold_starts(self, run: Run) -> None:
+        count = cold_starts_of(self.options)
+        if not count:
+            return
+        self.cold = tuple(
+            None
+            if arm.control
+            else cold_starts(
+                # With the target that was found for it: a graph beside a bundle runs where the bundle does.
+                arm if arm.kind == "checkpoint" else replace(arm, target=target),
+                run.first_image(),
+                threads=self.threads,
+                count=count,
+                cpus=sorted(processors(self.options.cpus)),
+                worker_command=self.worker_command,
+            )
+            for arm, target in zip(self.arms, run.targets(), strict=True)
+        )
+
+
+def preflight_records() -> tuple[PreflightCheck, ...]:
+    """Return the state of the computer as a result keeps it."""
+    return tuple(
+        PreflightCheck(name=check.name, state=check.state, found=check.found, fix=check.fix) for check in preflight()
     )
-    result = result_from_session(measured)
-    return write_result(output, result, session.samples, force=options.force)

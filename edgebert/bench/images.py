@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgebert._json import Fields, JsonObject
+from edgebert.bench.scratch import writing_to
 from edgebert.data import Example
 from edgebert.preprocess import RgbImage
 
@@ -44,8 +45,12 @@ def first_that_fit(examples: Iterable[Example]) -> list[RgbImage]:
 
 
 def write_images(path: Path, images: Sequence[RgbImage]) -> JsonObject:
-    """Write images one after the other, and return what `read_images` needs."""
-    with path.open("wb") as stream:
+    """Write images one after the other, and return what `read_images` needs.
+
+    Raises:
+        CannotWriteError: the folder is full.
+    """
+    with writing_to(path.parent), path.open("wb") as stream:
         for image in images:
             stream.write(np.ascontiguousarray(image).tobytes())
     heights, widths = [image.shape[0] for image in images], [image.shape[1] for image in images]

@@ -2,61 +2,86 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import io
 import logging
 import shlex
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 import edgebert
-from edgebert.bench import analysis
+from edgebert.bench.accuracy import Reference, flipped_images
 from edgebert.bench.arms import ArmRequest
-from edgebert.bench.environment import Environment, other_busy_ratio, read_environment, steal_ratio
+from edgebert.bench.comparisons import comparisons_from_samples
+from edgebert.bench.environment.computer import read_activity, read_environment
+from edgebert.bench.environment.interference import interference_of, spanned
+from edgebert.bench.environment.telemetry import Telemetry
 from edgebert.bench.options import BenchOptions
+from edgebert.bench.rebuild import Declared, statistics_of_arm
+from edgebert.bench.samples import Samples
 from edgebert.bench.schema import (
     SCHEMA,
     Arm,
     Artifact,
-    Consistency,
+    ColdStart,
+    HarnessCost,
     Interference,
     Memory,
     PipelineRecord,
+    PreflightCheck,
     Result,
+    Role,
+    ScenarioName,
+    ScenarioParams,
     Seeds,
+    Spread,
     Startup,
     Status,
     WarmupRecord,
 )
 from edgebert.bench.selection import Selection
-from edgebert.bench.session import Session
+from edgebert.bench.session import ArmSession, Session, merged_columns
+from edgebert.bench.status import status_of
+from edgebert.preprocess import RgbImage
 
 _log = logging.getLogger("edgebert")
-
-# A repeated input that is answered in less than this share of a new one's time is answered from memory. bench.md says
-# 5 % faster for a dedicated audit; 64 pairs on a busy computer need more room, and a cache gives far less than this.
-MIN_INPUT_SENSITIVITY = 0.7
-
-_MAX_STEAL = 0.02  # share of processor time taken by other guests from which a note is made
-_MAX_OTHERS = 0.10  # the same for other programs of this computer; this process and the kernel stay below
-_MAX_GAP = 0.01  # bench.md, section 5
-_MAX_TIMER_SHARE = 0.01  # of p50; bench.md, section 5
 
 # What the schema of bench.md, section 11.1, has room for and this version does not measure.
 _NOT_MEASURED = {
     "nonce": "only for results that come from another computer",
-    "comparisons.verdict": "one launch cannot show how launches differ; see `scope`",
-    "comparisons.noise_floor": "no A/A arm was measured",
-    "arms.scenarios.offline": "not measured by this version",
-    "arms.scenarios.paced": "not measured by this version",
-    "arms.scenarios.n_eff": "not measured by this version",
-    "arms.scenarios.energy": "not measured by this version",
-    "arms.scenarios.thermal": "not measured by this version",
-    "arms.startup.cold": "one launch with a warm page cache; `load_ns` is of that launch",
     "device.gpu": "no GPU was measured",
     "device.npu": "no NPU was measured",
 }
+
+# Options that a repeated run needs where they are not the default.
+_REPEATED = (
+    "rigor",
+    "launches",
+    "max_launches",
+    "queries",
+    "seconds",
+    "max_seconds",
+    "max_warmup_seconds",
+    "margin",
+    "images",
+    "cpus",
+    "fps",
+    "deadline_ms",
+    "policy",
+    "streams",
+    "bound_ms",
+    "bound_share",
+    "soak_minutes",
+    "baseline",
+    "reference",
+)
+
+_THUMBNAIL = 64  # pixels, the longer side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +97,12 @@ class Measured:
         threads: in effect.
         baseline: index of the arm that speed-ups refer to.
         reference: index of the arm that `--reference` names; None to find one by provenance.
+        telemetry: what the sampler saw; None where it did not run.
+        preflight: the state of the computer before the run.
+        params: for each arm, of the scenarios that were run beside single-stream.
+        cold: of each arm; None where none were made.
+        notes: what scenarios left out, or ended early.
+        interrupted: why the run was cut short; None where it was not.
     """
 
     arms: tuple[ArmRequest, ...]
@@ -82,6 +113,20 @@ class Measured:
     threads: int
     baseline: int
     reference: int | None
+    telemetry: Telemetry | None = None
+    preflight: tuple[PreflightCheck, ...] = ()
+    params: tuple[Mapping[ScenarioName, ScenarioParams], ...] = ()
+    cold: tuple[ColdStart | None, ...] = ()
+    notes: tuple[str, ...] = ()
+    interrupted: str | None = None
+
+    @property
+    def roles(self) -> list[Role]:
+        """Roles of the arms."""
+        return [
+            "aa" if arm.control else "baseline" if at == self.baseline else "candidate"
+            for at, arm in enumerate(self.arms)
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -93,47 +138,98 @@ def result_from_session(measured: Measured) -> Result:
     """Return the result, without the record of its samples file, and log what the reader must know."""
     environment = read_environment()
     references, reasons = references_for(measured)
+    session, options = measured.session, measured.options
+    samples = session.samples
     arms = tuple(_arm(measured, index, references[index]) for index in range(len(measured.arms)))
-    comparisons = tuple(
-        analysis.comparison_from_samples(
-            measured.session.samples, measured.baseline, index, measured.names, seed=measured.options.seed
-        )
-        for index in range(len(arms))
-        if index != measured.baseline
+    comparisons = comparisons_from_samples(
+        samples, measured.names, measured.roles, margin=options.margin, seed=options.seed
     )
-    status = _status(measured, arms, environment)
+    before, after = spanned(session.activities)
+    interference = interference_of(session.activities, session.own_cpu_s)
+    status = status_of(
+        arms,
+        comparisons,
+        interference,
+        options=options,
+        images=(session.timed, len(measured.selection.examples)),
+        throttle=(before.throttle_events, after.throttle_events),
+        virtualised=environment.virtualised,
+        notes=measured.notes,
+        interrupted=measured.interrupted,
+    )
     for reason in status.reasons:
         _log.warning("%s", reason)
     for warning in status.warnings:
         _log.info("note: %s", warning)
-    session, seed = measured.session, measured.options.seed
+    sensors = {} if measured.telemetry is None else {f"telemetry.{k}": v for k, v in measured.telemetry.reasons.items()}
     return Result(
         schema=SCHEMA,
         run_id=uuid.uuid4().hex,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgebert=edgebert.__version__,
         command=command_line(measured),
-        rigor="within-run",
-        seeds=Seeds(inputs=seed, schedule=seed, bootstrap=seed),
+        rigor=options.rigor,
+        seeds=Seeds(inputs=options.seed, schedule=options.seed, bootstrap=options.seed),
         status=status,
         device=environment.device,
         os=environment.os,
         power_state=environment.power_state,
-        interference=Interference(
-            load_before=session.before.load,
-            load_after=session.after.load,
-            steal_ratio=steal_ratio(session.before, session.after),
-            other_busy_ratio=_other_busy_ratio(measured),
-            swap_used_bytes=session.after.swap_used_bytes,
-        ),
+        interference=interference,
+        preflight=measured.preflight,
         software=environment.software,
         env=environment.env,
         dataset=measured.selection.record(session.timed),
         arms=arms,
         comparisons=comparisons,
         files={},
-        not_measured={**_NOT_MEASURED, **environment.not_available, **reasons},
+        not_measured={**_NOT_MEASURED, **environment.not_available, **sensors, **reasons},
+        process=environment.process,
     )
+
+
+def nothing_measured(
+    arms: Sequence[ArmRequest], options: BenchOptions, threads: int, checks: tuple[PreflightCheck, ...], reason: str
+) -> tuple[Result, Samples]:
+    """Return the result, and the empty samples, of a run that was cut short before every arm had answered."""
+    environment, activity = read_environment(), read_activity()
+    result = Result(
+        schema=SCHEMA,
+        run_id=uuid.uuid4().hex,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        edgebert=edgebert.__version__,
+        command=_command_line(arms, options, threads),
+        rigor=options.rigor,
+        seeds=Seeds(inputs=options.seed, schedule=options.seed, bootstrap=options.seed),
+        status=Status(
+            valid=False,
+            converged=False,
+            throttled=None,
+            virtualised=environment.virtualised,
+            partial=True,
+            reasons=(f"the run was cut short before every arm was measured: {reason}",),
+            warnings=(),
+        ),
+        device=environment.device,
+        os=environment.os,
+        power_state=environment.power_state,
+        interference=Interference(
+            load_before=activity.load,
+            load_after=activity.load,
+            steal_ratio=None,
+            other_busy_ratio=None,
+            swap_used_bytes=activity.swap_used_bytes,
+        ),
+        preflight=checks,
+        software=environment.software,
+        env=environment.env,
+        dataset=None,
+        arms=(),
+        comparisons=(),
+        files={},
+        not_measured={**_NOT_MEASURED, "arms": reason, "dataset": reason, **environment.not_available},
+        process=environment.process,
+    )
+    return result, Samples(merged_columns([]))
 
 
 def references_for(measured: Measured) -> tuple[list[tuple[int, str] | None], dict[str, str]]:
@@ -149,7 +245,10 @@ def references_for(measured: Measured) -> tuple[list[tuple[int, str] | None], di
         same = [
             other
             for other, session in enumerate(sessions)
-            if session.loaded.precision == "fp32" and model is not None and session.loaded.source_model == model
+            if not measured.arms[other].control
+            and session.loaded.precision == "fp32"
+            and model is not None
+            and session.loaded.source_model == model
         ]
         chosen = measured.reference if measured.reference is not None else next(iter(same), None)
         if chosen is None:
@@ -164,9 +263,13 @@ def references_for(measured: Measured) -> tuple[list[tuple[int, str] | None], di
 
 def command_line(measured: Measured) -> tuple[str, ...]:
     """Return the command that repeats the measurement; artefacts by their names, not by where they lay."""
-    options, words = measured.options, ["edgebert", "bench"]
-    once = {arm.path: arm for arm in reversed(measured.arms)}
-    for path in dict.fromkeys(arm.path for arm in measured.arms):
+    return _command_line(measured.arms, measured.options, measured.threads)
+
+
+def _command_line(arms: Sequence[ArmRequest], options: BenchOptions, threads: int) -> tuple[str, ...]:
+    words = ["edgebert", "bench"]
+    once = {arm.path: arm for arm in reversed(arms)}
+    for path in dict.fromkeys(arm.path for arm in arms if not arm.control):
         name = once[path].name.partition("@")[0]
         words.append(f"{name}={path.name}")
     words += ["--data", Path(options.data).name if Path(options.data).is_absolute() else options.data]
@@ -175,18 +278,13 @@ def command_line(measured: Measured) -> tuple[str, ...]:
         word for theirs, ours in sorted(options.class_map.items()) for word in ("--class-map", f"{theirs}={ours}")
     ]
     defaults = BenchOptions(data=options.data)
-    for flag, value, default in (
-        ("--queries", options.queries, defaults.queries),
-        ("--seconds", options.seconds, defaults.seconds),
-        ("--max-seconds", options.max_seconds, defaults.max_seconds),
-        ("--max-warmup-seconds", options.max_warmup_seconds, defaults.max_warmup_seconds),
-        ("--images", options.images, defaults.images),
-        ("--baseline", options.baseline, None),
-        ("--reference", options.reference, None),
-    ):
-        if value != default:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    return (*words, "--threads", str(measured.threads), "--seed", str(options.seed), "-o", "result.json")
+    for scenario in options.scenarios:
+        words += ["--scenario", scenario]
+    for name in _REPEATED:
+        value = getattr(options, name)
+        if value != getattr(defaults, name):
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return (*words, "--threads", str(threads), "--seed", str(options.seed), "-o", "result.json")
 
 
 def shell_text(command: Sequence[str]) -> str:
@@ -195,17 +293,39 @@ def shell_text(command: Sequence[str]) -> str:
 
 
 def _arm(measured: Measured, index: int, reference: tuple[int, str] | None) -> Arm:
-    session, samples = measured.session.arms[index], measured.session.samples
+    session, options = measured.session.arms[index], measured.options
     request, loaded, card = measured.arms[index], session.loaded, session.card
-    checked, mismatch = analysis.timed_mismatches(samples, index)
     preprocessing = card.preprocessing
+    temperature = 1.0 if card.confidence is None else card.confidence.temperature
+    statistics = statistics_of_arm(
+        measured.session.samples,
+        index,
+        Declared(
+            class_names=measured.selection.class_names,
+            reference=None if reference is None else Reference(*reference),
+            temperature=temperature,
+            known=_known_images(measured, index, reference),
+            flipped=options.flipped,
+            seed=options.seed,
+            looks=measured.session.looks,
+            warmup=warmup_of(session),
+            first_error=session.first_error,
+            input_sensitivity=_middle(facts.finished.input_sensitivity for facts in session.launches),
+            scenarios=measured.params[index] if measured.params else {},
+        ),
+    )
     return Arm(
         id=request.name,
-        role="baseline" if index == measured.baseline else "candidate",
+        role=measured.roles[index],
         target=loaded.target,
         backend=loaded.backend,
-        options={"device": loaded.device, "threads": str(measured.threads)},
-        effective=session.finished.properties,
+        options={
+            "device": loaded.device,
+            "threads": str(measured.threads),
+            **({"cpus": options.cpus} if options.cpus else {}),
+        },
+        effective=session.launches[-1].finished.properties,
+        temperature=temperature,
         artifact=_artifact(measured, index),
         pipeline=PipelineRecord(
             pre=f"{preprocessing.resize} {preprocessing.interpolation} to {preprocessing.height}x{preprocessing.width}"
@@ -214,31 +334,82 @@ def _arm(measured: Measured, index: int, reference: tuple[int, str] | None) -> A
             post="softmax, argmax, class name" if card.task == "single-label" else "sigmoid, thresholds, class names",
             input="uint8 HWC RGB, decoded, original size",
         ),
-        accuracy=analysis.accuracy_from_samples(samples, index, measured.selection.class_names, reference),
-        consistency=Consistency(
-            timed_checked=checked,
-            mismatch=mismatch,
-            errors=analysis.failed_queries(samples, index),
-            first_error=session.finished.first_error,
-            input_sensitivity=session.finished.input_sensitivity,
-        ),
-        startup=Startup(import_ns=loaded.import_ns, load_ns=loaded.load_ns),
-        memory=Memory(
-            rss_before_load=loaded.rss_before_load,
-            rss_after_load=loaded.rss_after_load,
-            peak=session.finished.peak,
-            images_bytes=session.images_bytes,
-        ),
-        scenarios=(
-            analysis.scenario_from_samples(
-                samples,
-                index,
-                warmup=WarmupRecord(converged=session.warm.converged, queries=session.warm.queries, ns=session.warm.ns),
-                timer_overhead_ns=session.warm.timer_overhead_ns,
-                seed=measured.options.seed,
-            ),
-        ),
+        accuracy=statistics.accuracy,
+        consistency=statistics.consistency,
+        startup=startup_of(session, measured.cold[index] if measured.cold else None),
+        memory=memory_of(session),
+        harness=_cost(session),
+        scenarios=statistics.scenarios,
     )
+
+
+def warmup_of(session: ArmSession) -> WarmupRecord:
+    """Return how the warm-ups of all launches ended."""
+    warm = [facts.warm for facts in session.launches]
+    return WarmupRecord(
+        converged=all(facts.converged for facts in warm),
+        queries=sum(facts.queries for facts in warm),
+        ns=sum(facts.ns for facts in warm),
+    )
+
+
+def startup_of(session: ArmSession, cold: ColdStart | None) -> Startup:
+    """Return what each launch needed before it was timed."""
+    return Startup(
+        import_ns=spread_of([facts.loaded.import_ns for facts in session.launches]),
+        load_ns=spread_of([facts.loaded.load_ns for facts in session.launches]),
+        first_query_ns=spread_of([facts.warm.first_ns for facts in session.launches]),
+        time_to_steady_ns=spread_of([facts.warm.ns for facts in session.launches]),
+        cold=cold,
+    )
+
+
+def spread_of(values: Sequence[int]) -> Spread:
+    """Return one time of every launch, with the lower median."""
+    return Spread(median=sorted(values)[(len(values) - 1) // 2], values=tuple(values))
+
+
+def memory_of(session: ArmSession) -> Memory:
+    """Return the memory of the launch whose peak is highest."""
+    facts = max(session.launches, key=lambda facts: facts.finished.peak or 0)
+    return Memory(
+        rss_before_load=facts.loaded.rss_before_load,
+        rss_after_load=facts.loaded.rss_after_load,
+        rss_after_warmup=facts.warm.rss,
+        peak=facts.finished.peak,
+        images_bytes=facts.images_bytes,
+    )
+
+
+def _middle(values: Iterable[float | None]) -> float | None:
+    """Return the upper median: a backend that remembers does so in every launch, a disturbance does not."""
+    known = sorted(value for value in values if value is not None)
+    return known[len(known) // 2] if known else None
+
+
+def _cost(session: ArmSession) -> HarnessCost:
+    found = session.launches[0].finished.harness
+    assert found is not None, "the first launch measures it"
+    return found
+
+
+def _known_images(
+    measured: Measured, index: int, reference: tuple[int, str] | None
+) -> Mapping[int, tuple[str, str | None]]:
+    """Return name and thumbnail of the images that an arm decides otherwise than its reference."""
+    if reference is None or measured.arms[index].control or measured.selection.task == "multi-label":
+        return {}
+    changed = flipped_images(measured.session.samples, index, reference[0])[: measured.options.flipped]
+    examples = measured.selection.examples
+    return {sample: (examples[sample].id, _thumbnail(examples[sample].load())) for sample in changed.tolist()}
+
+
+def _thumbnail(image: RgbImage) -> str:
+    """Return a PNG of at most 64 pixels each way, in base64."""
+    picture, stream = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def _artifact(measured: Measured, index: int) -> Artifact:
@@ -260,71 +431,3 @@ def _artifact(measured: Measured, index: int) -> Artifact:
         parameters=next((step.parameters for step in steps if step.parameters is not None), None),
         bundle_digest=session.loaded.bundle_digest,
     )
-
-
-def _status(measured: Measured, arms: Sequence[Arm], environment: Environment) -> Status:
-    before, after = measured.session.before.throttle_events, measured.session.after.throttle_events
-    throttled = None if before is None or after is None else after > before
-    invalid = [reason for arm in arms for reason in invalid_reasons(arm)]
-    restless = [
-        f"arm `{arm.id}` was not steady after {arm.scenarios[0].warmup.ns / 1e9:.0f} s of warm-up (medians differ by more "
-        "than 2 %)"
-        for arm in arms
-        if not arm.scenarios[0].warmup.converged
-    ]
-    slowed = ["the processor was throttled while timing"] if throttled else []
-    return Status(
-        valid=not invalid,
-        converged=not restless,
-        throttled=throttled,
-        virtualised=environment.virtualised,
-        partial=False,
-        reasons=(*invalid, *restless, *slowed),
-        warnings=_warnings(measured, arms),
-    )
-
-
-def invalid_reasons(arm: Arm) -> list[str]:
-    """Return why an arm's numbers may not be used; none where they may."""
-    found, consistency = [], arm.consistency
-    if consistency.errors:
-        found.append(f"arm `{arm.id}`: {consistency.errors} queries failed; the first: {consistency.first_error}")
-    if consistency.mismatch:
-        found.append(
-            f"arm `{arm.id}`: {consistency.mismatch} of {consistency.timed_checked} timed decisions differ from those "
-            "that accuracy was measured on"
-        )
-    sensitivity = consistency.input_sensitivity
-    if sensitivity is not None and sensitivity < MIN_INPUT_SENSITIVITY:
-        found.append(
-            f"arm `{arm.id}` answers a repeated input in {sensitivity:.0%} of the time of a new one: answers are remembered"
-        )
-    return found
-
-
-def _warnings(measured: Measured, arms: Sequence[Arm]) -> tuple[str, ...]:
-    found = []
-    stolen = steal_ratio(measured.session.before, measured.session.after)
-    if stolen is not None and stolen > _MAX_STEAL:
-        found.append(f"the hypervisor gave {stolen:.1%} of the processor time to others while timing")
-    others = _other_busy_ratio(measured)
-    if others is not None and others > _MAX_OTHERS:
-        found.append(
-            f"other programs used {others:.0%} of the processor time while timing: take the latencies as upper bounds"
-        )
-    if measured.session.timed < min(measured.options.images, len(measured.selection.examples)):
-        found.append(f"{measured.session.timed} images are timed: more do not fit the memory set aside for them")
-    for arm in arms:
-        scenario = arm.scenarios[0]
-        p50 = scenario.latency.e2e.p50.value
-        if scenario.gap_ratio > _MAX_GAP:
-            found.append(f"arm `{arm.id}`: {scenario.gap_ratio:.1%} of the block time belongs to no query")
-        if p50 is not None and scenario.timer_overhead_ns > _MAX_TIMER_SHARE * p50:
-            found.append(f"arm `{arm.id}`: reading the clock takes more than 1 % of p50")
-    return tuple(found)
-
-
-def _other_busy_ratio(measured: Measured) -> float | None:
-    session = measured.session
-    own_cpu_s = float(session.samples["block_cpu_ns"].sum()) / 1e9
-    return other_busy_ratio(session.before, session.after, own_cpu_s)

@@ -47,16 +47,11 @@ def read_result(path: Path) -> Result:
     """
     what = f"`{path.name}`"
     value = parse_json_object(read_input(path, what="the result"), what=what, max_bytes=MAX_RESULT_BYTES)
-    schema = Fields(value, what=what).text("schema")
-    if schema != SCHEMA:
-        raise BadDataError(
-            f"{what} has schema `{schema:.80}`",
-            expected=f"`{SCHEMA}`",
-            hint="use the version of edgebert that made it, or a newer one",
-        )
+    _check_schema(Fields(value, what=what).text("schema"), what)
     result = from_json(Result, value, what=what)
     _check_arms(result, what)
-    _check_samples(path, result)
+    _check_comparisons(result, what)
+    _check_files(path, result)
     return result
 
 
@@ -69,10 +64,32 @@ def read_result_samples(path: Path, result: Result) -> Samples:
     return read_samples(path.with_name(result.files["samples"].name))
 
 
+def _check_schema(schema: str, what: str) -> None:
+    """Refuse another family, and another major version of this one."""
+    if schema == SCHEMA:
+        return
+    family, _, ours = SCHEMA.partition("/")
+    found, _, major = schema.partition("/")
+    newer = found == family and major.isdecimal() and int(major[:9]) > int(ours)
+    raise BadDataError(
+        f"{what} has schema `{schema:.80}`",
+        expected=f"`{SCHEMA}`",
+        hint="it was made by a newer edgebert: upgrade, then read it again"
+        if newer
+        else "use the version of edgebert that made it, or measure again",
+    )
+
+
 def _check_arms(result: Result, what: str) -> None:
     names = [arm.id for arm in result.arms]
-    if not names or len(set(names)) < len(names):
-        raise BadDataError(f"{what} has arms {', '.join(names) or 'none'}", expected="at least one, each name once")
+    if result.dataset is None or not names:
+        _check_nothing_measured(result, what)
+        return
+    if len(set(names)) < len(names):
+        raise BadDataError(f"{what} has arms {', '.join(names)}", expected="each name once")
+    roles = [arm.role for arm in result.arms]
+    if roles.count("baseline") != 1 or roles.count("aa") > 1:
+        raise BadDataError(f"{what} has arms of roles {', '.join(roles)}", expected="one baseline, at most one aa")
     classes = len(result.dataset.class_names)
     for arm in result.arms:
         matrix, several = arm.accuracy.confusion, result.dataset.task == "multi-label"
@@ -84,26 +101,47 @@ def _check_arms(result: Result, what: str) -> None:
             or len(arm.accuracy.per_class) != classes
         ):
             raise BadDataError(f"{what}, arm `{arm.id}`: the tables do not fit {classes} classes")
-        if not arm.scenarios:
-            raise BadDataError(f"{what}, arm `{arm.id}` has no scenario")
-    for comparison in result.comparisons:
-        if not {comparison.a, comparison.b} <= set(names):
-            raise BadDataError(f"{what} compares `{comparison.a}` with `{comparison.b}`", expected=", ".join(names))
+        scenarios = [scenario.name for scenario in arm.scenarios]
+        if not scenarios or scenarios[0] != "single-stream" or len(set(scenarios)) < len(scenarios):
+            raise BadDataError(
+                f"{what}, arm `{arm.id}` has the scenarios {', '.join(scenarios) or 'none'}",
+                expected="single-stream first, each once",
+            )
 
 
-def _check_samples(path: Path, result: Result) -> None:
-    record = result.files.get("samples")
-    if record is None:
+def _check_nothing_measured(result: Result, what: str) -> None:
+    """A run that was cut short before every arm had answered has no arms and says so."""
+    if result.arms or result.comparisons:
+        raise BadDataError(f"{what} has arms and no dataset", expected="both, or neither")
+    if not result.status.partial:
+        raise BadDataError(f"{what} has arms none, and is not partial", expected="at least one arm")
+
+
+def _check_comparisons(result: Result, what: str) -> None:
+    names = {arm.id for arm in result.arms}
+    scenarios = {(arm.id, scenario.name) for arm in result.arms for scenario in arm.scenarios}
+    for entry in result.comparisons:
+        if not {entry.a, entry.b} <= names or entry.a == entry.b:
+            raise BadDataError(f"{what} compares `{entry.a}` with `{entry.b}`", expected=", ".join(sorted(names)))
+        if not {(entry.a, entry.scenario), (entry.b, entry.scenario)} <= scenarios:
+            raise BadDataError(f"{what} compares by `{entry.scenario}`", expected="a scenario that both arms have")
+
+
+def _check_files(path: Path, result: Result) -> None:
+    if "samples" not in result.files and result.arms:
         raise BadDataError(f"`{path.name}` names no samples", expected="`files.samples`")
-    if Path(record.name).name != record.name or record.name in ("", ".", ".."):
-        raise RefusedError(f"`{path.name}` names its samples `{record.name}`", expected="a file beside it")
-    beside = path.with_name(record.name)
-    if not beside.is_file():
-        raise InputNotFoundError(f"the samples of `{path.name}` are not there: `{record.name}`", expected="beside it")
-    found = sha256_of_file(beside)
-    if found != record.sha256:
-        raise RefusedError(
-            f"`{record.name}` has SHA-256 {found[:12]}…",
-            expected=f"{record.sha256[:12]}…, the samples that `{path.name}` was made from",
-            hint="measure again, or fetch both files of the same run",
-        )
+    for kind, record in result.files.items():
+        if Path(record.name).name != record.name or record.name in ("", ".", ".."):
+            raise RefusedError(f"`{path.name}` names its {kind} `{record.name}`", expected="a file beside it")
+        beside = path.with_name(record.name)
+        if not beside.is_file():
+            raise InputNotFoundError(
+                f"the {kind} of `{path.name}` are not there: `{record.name}`", expected="beside it"
+            )
+        found = sha256_of_file(beside)
+        if found != record.sha256:
+            raise RefusedError(
+                f"`{record.name}` has SHA-256 {found[:12]}…",
+                expected=f"{record.sha256[:12]}…, the {kind} that `{path.name}` was made with",
+                hint="measure again, or fetch all files of the same run",
+            )

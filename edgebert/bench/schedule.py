@@ -16,9 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.bench.options import BenchOptions
+from edgebert.bench.options import Budget
 
-BLOCK_NS = 200_000_000  # bench.md, section 4.2: a block is max(10, 200 ms / median) queries
+# bench.md, section 4.2, has blocks of 200 ms. What disturbs a shared computer comes and goes within seconds, and arms that
+# alternate more often share it better: the standard deviation over launches of an A/A contrast fell from 6.8 % to 0.5 % between
+# blocks of 200 and of 10 ms (docs/bench-statistics.md). A block is never shorter than two turns between workers.
+BLOCK_NS = 10_000_000
+SETTLE_NS, SETTLE_BUSY_NS = (
+    5_000_000,
+    30_000_000,
+)  # after a worker's turn; threads that busy-wait take longer (section 3)
 _BLOCK_QUERIES = 10
 _MAX_BLOCK_QUERIES = 20_000
 
@@ -38,24 +45,36 @@ class Plan:
     expected_ns: tuple[int, ...]
 
 
-def plan_from_times(medians_ns: Sequence[int], means_ns: Sequence[int], options: BenchOptions) -> Plan:
-    """Return a plan that gives every arm the queries and seconds asked for, within `max_seconds` for each.
+def settle_ns(threads: int) -> int:
+    """Return how long a worker is left to become quiet before another one's turn."""
+    return SETTLE_NS if threads == 1 else SETTLE_BUSY_NS
+
+
+def plan_from_times(medians_ns: Sequence[int], means_ns: Sequence[int], budget: Budget, *, threads: int) -> Plan:
+    """Return the plan of one launch: over `budget.launches` of them every arm gets the queries and seconds asked for.
+
+    `max_seconds` is of all launches that may come, so each launch gets its part of it.
 
     Args:
         medians_ns: end-to-end time of each arm at the end of its warm-up; sizes the blocks.
         means_ns: the same, mean; says how long a block will take where some queries are very slow.
-        options: `queries`, `seconds` and `max_seconds`.
+        budget: of the run.
+        threads: of every arm.
     """
+    block_ns = max(BLOCK_NS, 2 * settle_ns(threads))
     queries = [
-        min(_MAX_BLOCK_QUERIES, max(_BLOCK_QUERIES, math.ceil(BLOCK_NS / max(1, median)))) for median in medians_ns
+        min(_MAX_BLOCK_QUERIES, max(_BLOCK_QUERIES, math.ceil(block_ns / max(1, median)))) for median in medians_ns
     ]
     expected = [max(1, count * mean) for count, mean in zip(queries, means_ns, strict=True)]
     useful = [count - rewarm_queries(count) for count in queries]
     needed = max(
-        max(math.ceil(options.queries / kept), math.ceil(options.seconds * 1e9 / duration))
+        max(
+            math.ceil(budget.queries / budget.launches / kept),
+            math.ceil(budget.seconds / budget.launches * 1e9 / duration),
+        )
         for kept, duration in zip(useful, expected, strict=True)
     )
-    allowed = min(math.floor(options.max_seconds * 1e9 / duration) for duration in expected)
+    allowed = min(math.floor(budget.max_seconds / budget.max_launches * 1e9 / duration) for duration in expected)
     rounds = max(1, min(math.ceil(needed / 2), allowed // 2))
     return Plan(rounds=rounds, queries=tuple(queries), expected_ns=tuple(expected))
 
@@ -65,8 +84,8 @@ def rewarm_queries(queries: int) -> int:
     return max(2, -(-queries // 10))
 
 
-def order_of_blocks(*, arms: int, rounds: int, seed: int) -> NDArray[np.int64]:
-    """Return int64 (rounds, 2 * arms): the arm of each block, in the order they run."""
-    generator = np.random.default_rng([seed, 2])
+def order_of_blocks(*, arms: int, rounds: int, seed: int, launch: int = 0) -> NDArray[np.int64]:
+    """Return int64 (rounds, 2 * arms): the arm of each block of a launch, in the order they run."""
+    generator = np.random.default_rng([seed, 2, launch])
     halves = [generator.permutation(arms) for _ in range(rounds)]
     return np.array([np.concatenate([half, half[::-1]]) for half in halves], np.int64)

@@ -5,40 +5,42 @@ The workers hold the models, and only one of them works at any time. Nothing is 
 
 from __future__ import annotations
 
-import logging
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgebert._json import Fields
 from edgebert._progress import Progress
+from edgebert.bench.accuracy_pass import AccuracyPass, accuracy_pass, check_answers, in_data_order, recheck_pass
 from edgebert.bench.arms import ArmRequest
 from edgebert.bench.codec import from_json
-from edgebert.bench.environment import Activity, read_activity
-from edgebert.bench.images import chunks, first_that_fit, write_images
-from edgebert.bench.options import BenchOptions
-from edgebert.bench.recorder import BLOCK_COLUMNS, NO_CLASS, QUERY_COLUMNS
-from edgebert.bench.samples import IntArray, Samples
-from edgebert.bench.schedule import order_of_blocks, plan_from_times
-from edgebert.bench.schema import Precision
+from edgebert.bench.environment.computer import Activity, read_activity
+from edgebert.bench.images import first_that_fit, write_images
+from edgebert.bench.options import BenchOptions, Budget, budget_of
+from edgebert.bench.recorder import (
+    BLOCK_ROW_COLUMNS,
+    FLAG_DROPPED,
+    FLAG_ERROR,
+    FLAG_REWARM,
+    FLAG_WARMUP,
+    ROW_COLUMNS,
+)
+from edgebert.bench.samples import GROUPS, IntArray, Samples
+from edgebert.bench.schedule import Plan, order_of_blocks, plan_from_times, settle_ns
+from edgebert.bench.schema import HarnessCost, Precision
 from edgebert.bench.selection import Selection
-from edgebert.bench.several import code_of_names, several_columns, truth_of
+from edgebert.bench.statistics.formulas import percentile
 from edgebert.bench.worker_process import WorkerProcess
 from edgebert.card import ModelCard
-from edgebert.errors import EdgebertError
+from edgebert.preprocess import RgbImage
+from edgebert.runtime.runner import physical_cores
 from edgebert.target import TARGETS
 
-_log = logging.getLogger("edgebert")
-
-_SETTLE_S = 0.03  # after another worker's turn: busy-waiting threads of that one end (bench.md, section 3)
 _LOAD_TIMEOUT_S = 900.0
-_IMAGE_TIMEOUT_S = 60.0  # for one image of the accuracy pass
 _ANSWER_TIMEOUT_S = 120.0  # on top of what a block or a warm-up is expected to take
-_VERIFY = "edgebert verify ARTEFACT"
 _BLOCK_TIMEOUT_FACTOR = 20  # bench.md, section 10
 
 
@@ -68,7 +70,8 @@ class WarmFacts:
     ns: int
     median_ns: int
     mean_ns: int
-    timer_overhead_ns: int
+    first_ns: int
+    rss: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +82,35 @@ class FinishedFacts:
     properties: Mapping[str, str]
     input_sensitivity: float | None
     first_error: str | None
+    harness: HarnessCost | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFacts:
+    """Everything one worker said in one launch."""
+
+    loaded: LoadedFacts
+    warm: WarmFacts
+    finished: FinishedFacts
+    images_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSession:
-    """Everything one worker said."""
+    """Everything the workers of one arm said, launch by launch."""
 
-    loaded: LoadedFacts
     card: ModelCard
-    warm: WarmFacts
-    finished: FinishedFacts
-    images_bytes: int
+    launches: tuple[LaunchFacts, ...]
+
+    @property
+    def loaded(self) -> LoadedFacts:
+        """What the first worker said of the artefact; the same artefact says the same later."""
+        return self.launches[0].loaded
+
+    @property
+    def first_error(self) -> str | None:
+        """The message of the first query that failed, in any launch."""
+        return next((facts.finished.first_error for facts in self.launches if facts.finished.first_error), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,31 +119,39 @@ class Session:
 
     Attributes:
         arms: in the order of the requests.
-        samples: of all arms; classes in the data set's order.
+        samples: of all arms and launches; classes in the data set's order.
         timed: distinct images timed.
-        before: activity of the computer before the first block.
-        after: the same after the last.
+        activities: of the computer, before and after the blocks of each launch.
+        own_cpu_s: processor seconds in between that were the workers' and this process's own.
+        looks: how often the intervals were looked at.
     """
 
     arms: tuple[ArmSession, ...]
     samples: Samples
     timed: int
-    before: Activity
-    after: Activity
+    activities: tuple[tuple[Activity, Activity], ...]
+    own_cpu_s: float
+    looks: int
 
 
 @dataclass(slots=True)
 class OpenArm:
-    """A worker that has opened its arm."""
+    """A worker that has opened its arm; `image_s` is what its first untimed answer took, None before it was given."""
 
     name: str
     worker: WorkerProcess
     loaded: LoadedFacts
     card: ModelCard
+    image_s: float | None = None
 
 
 def open_arms(
-    workers: Sequence[WorkerProcess], arms: Sequence[ArmRequest], *, threads: int, default_target: str
+    workers: Sequence[WorkerProcess],
+    arms: Sequence[ArmRequest],
+    *,
+    threads: int,
+    default_target: str,
+    cpus: Sequence[int] = (),
 ) -> list[OpenArm]:
     """Open every arm, one after the other, so that load times do not disturb each other.
 
@@ -136,7 +165,13 @@ def open_arms(
     for index in sorted(range(len(arms)), key=lambda index: arms[index].kind != "bundle"):
         arm = arms[index]
         target = backend_target if arm.kind == "graph" and arm.target is None else arm.target
-        request = {"path": str(arm.path), "kind": arm.kind, "target": target, "threads": threads}
+        request = {
+            "path": str(arm.path),
+            "kind": arm.kind,
+            "target": target,
+            "threads": threads,
+            "cpus": list(cpus),
+        }
         answer = workers[index].ask("load", request, timeout_s=_LOAD_TIMEOUT_S)
         loaded = from_json(LoadedFacts, answer.value, what=answer.what)
         card = ModelCard.from_json(answer.fields("card").value, what=f"the card of `{arm.name}`")
@@ -147,7 +182,7 @@ def open_arms(
 
 
 def run_session(arms: Sequence[OpenArm], selection: Selection, folder: Path, options: BenchOptions) -> Session:
-    """Measure accuracy, then latency, of arms that are open.
+    """Measure accuracy, then single-stream latency, of arms that are open: one launch, and nothing else.
 
     Args:
         arms: opened.
@@ -155,166 +190,238 @@ def run_session(arms: Sequence[OpenArm], selection: Selection, folder: Path, opt
         folder: temporary; images and samples pass through it.
         options: how to measure.
     """
-    accuracy = _accuracy_pass(arms, selection, folder)
-    order = np.random.default_rng([options.seed, 1]).permutation(len(selection.examples))[: options.images]
-    images = first_that_fit(selection.examples[index] for index in order)
-    message = write_images(folder / "timed", images)
-    sizes = [arm.worker.ask("images", message, timeout_s=_LOAD_TIMEOUT_S).integer("bytes") for arm in arms]
-    warm = [_warm_up(arm, options) for arm in arms]
-    before = read_activity()
-    schedule = _run_blocks(arms, warm, options)
-    after = read_activity()
-    finished, columns = [], []
-    for index, arm in enumerate(arms):
-        file = folder / f"arm-{index}.npz"
-        answer = arm.worker.ask("finish", {"file": str(file)}, timeout_s=_LOAD_TIMEOUT_S)
-        finished.append(from_json(FinishedFacts, answer.value, what=answer.what))
-        columns.append(_arm_columns(file, index, selection, order[: len(images)]))
-        _check_answers(arm, columns[-1]["pred"][columns[-1]["flags"] == 0], finished[-1].first_error)
-    merged = {name: np.concatenate([entry[name] for entry in columns]) for name in columns[0]}
-    sessions = (
-        ArmSession(
-            loaded=arm.loaded, card=arm.card, warm=warm[index], finished=finished[index], images_bytes=sizes[index]
+    run = Run(selection, options, folder)
+    run.launch(arms)
+    return run.session()
+
+
+class Run:
+    """Collects what one launch after the other gives.
+
+    Args:
+        selection: the test images.
+        options: how to measure.
+        folder: temporary; images and samples pass through it.
+    """
+
+    def __init__(self, selection: Selection, options: BenchOptions, folder: Path) -> None:
+        self.selection = selection
+        self.looks = 0
+        self._options, self._folder, self._budget = options, folder, budget_of(options)
+        self._threads = options.threads or physical_cores()
+        count = min(options.images, len(selection.examples))
+        order = np.random.default_rng([options.seed, 1]).permutation(len(selection.examples))[:count]
+        images = first_that_fit(selection.examples[index] for index in order)
+        self._timed: IntArray = order[: len(images)].astype(np.int64)
+        self._message = write_images(folder / "timed", images)
+        self._facts: list[list[LaunchFacts]] = []  # of each launch, the arms in their order
+        self._cards: list[ModelCard] = []
+        self._columns: list[Mapping[str, IntArray]] = []
+        self._activities: list[tuple[Activity, Activity]] = []
+        self._own_cpu_s = 0.0
+        self._plan: Plan | None = None
+        self._accuracy: AccuracyPass | None = None
+
+    @property
+    def launches(self) -> int:
+        """Complete launches so far, those of other scenarios included."""
+        return len(self._facts)
+
+    def launch(self, arms: Sequence[OpenArm]) -> None:
+        """Run a launch of single-stream blocks; an interruption keeps the rounds that are complete, and goes on."""
+        before_blocks = self._begin(arms)
+        plan = self._plan = self._plan or self._planned(before_blocks)
+        schedule = order_of_blocks(
+            arms=len(arms), rounds=plan.rounds, seed=self._options.seed, launch=self.launches
+        ).reshape(-1)
+        done: list[int] = []
+        activity = self._watch(arms)
+        try:
+            self._blocks(arms, plan, schedule, done)
+        except KeyboardInterrupt:
+            complete = len(done) - len(done) % (2 * len(arms))
+            if not complete:
+                raise
+            for arm in arms:
+                arm.worker.settle(timeout_s=_ANSWER_TIMEOUT_S)
+            self._end(arms, before_blocks, activity, schedule[:complete])
+            raise
+        self._end(arms, before_blocks, activity, schedule)
+
+    def scenario_launch(self, arms: Sequence[OpenArm], work: Callable[[], None]) -> None:
+        """Run a launch of something else: `work` asks the warmed workers, which keep what they measure."""
+        warm = self._begin(arms)
+        activity = self._watch(arms)
+        work()
+        self._end(arms, warm, activity, np.zeros(0, np.int64))
+
+    def add(self, columns: Mapping[str, IntArray]) -> None:
+        """Keep columns that belong to no launch."""
+        self._columns.append(columns)
+
+    def targets(self) -> list[str]:
+        """Return the target that each arm runs on."""
+        return [facts.loaded.target for facts in self._facts[0]]
+
+    def medians_ns(self) -> list[int]:
+        """Return the end-to-end p50 of each arm in single-stream, of all launches so far."""
+        samples = self.samples()
+        found = []
+        for index in range(len(self._cards)):
+            rows = samples.queries_of(index)
+            counted = (rows["flags"] & (FLAG_WARMUP | FLAG_REWARM | FLAG_ERROR)) == 0
+            found.append(percentile((rows["t_done"] - rows["t_issue"])[counted], 0.5))
+        return found
+
+    def first_image(self) -> RgbImage:
+        """Return the first of the timed images, uint8 (height, width, 3) RGB."""
+        return self.selection.examples[int(self._timed[0])].load()
+
+    def samples(self) -> Samples:
+        """Return the samples of all launches so far."""
+        assert self._accuracy is not None
+        merged = merged_columns([*self._columns, self._accuracy.columns])
+        return Samples(merged)
+
+    def session(self) -> Session:
+        """Return all that was collected, of at least one launch."""
+        accuracy = self._accuracy
+        assert accuracy is not None
+        arms = []
+        for index, card in enumerate(self._cards):
+            facts = [launch[index] for launch in self._facts]
+            facts[0] = _with_error(facts[0], accuracy.first_errors[index])
+            arms.append(ArmSession(card=card, launches=tuple(facts)))
+        return Session(
+            arms=tuple(arms),
+            samples=self.samples(),
+            timed=len(self._timed),
+            activities=tuple(self._activities),
+            own_cpu_s=self._own_cpu_s,
+            looks=self.looks,
         )
-        for index, arm in enumerate(arms)
-    )
-    return Session(
-        arms=tuple(_with_error(session, error) for session, error in zip(sessions, accuracy.first_errors, strict=True)),
-        samples=Samples({**merged, **accuracy.columns, "schedule": schedule.reshape(-1)}),
-        timed=len(images),
-        before=before,
-        after=after,
-    )
+
+    def _begin(self, arms: Sequence[OpenArm]) -> list[tuple[WarmFacts, int]]:
+        """Check answers, hand over the images and warm up; return each arm's warm-up and bytes of images."""
+        if self._accuracy is None:
+            self._cards = [arm.card for arm in arms]
+            self._accuracy = accuracy_pass(arms, self.selection, self._folder)
+        else:
+            self._columns.append(
+                recheck_pass(arms, self.selection, self._timed, self._message, self._folder, self.launches)
+            )
+        sizes = [arm.worker.ask("images", self._message, timeout_s=_LOAD_TIMEOUT_S).integer("bytes") for arm in arms]
+        warm = []
+        with Progress(f"warm-up of {self._title()}", len(arms)) as progress:
+            for arm in arms:
+                warm.append(_warm_up(arm, self._budget, self._threads))
+                progress.advance(note=arm.name)
+        return list(zip(warm, sizes, strict=True))
+
+    def _planned(self, warm: Sequence[tuple[WarmFacts, int]]) -> Plan:
+        return plan_from_times(
+            [facts.median_ns for facts, _ in warm],
+            [facts.mean_ns for facts, _ in warm],
+            self._budget,
+            threads=self._threads,
+        )
+
+    def _title(self) -> str:
+        return f"launch {self.launches + 1}"
+
+    def _watch(self, arms: Sequence[OpenArm]) -> Activity:
+        """Return the activity of this moment, from which on the processor time of the arms is counted as our own."""
+        self._own_cpu_s -= own_cpu_s(arms)
+        return read_activity()
+
+    def _blocks(self, arms: Sequence[OpenArm], plan: Plan, schedule: IntArray, done: list[int]) -> None:
+        """Run the blocks of a launch; the arm of each goes into `done` when it is."""
+        last = None
+        with Progress(self._title(), schedule.size) as progress:
+            for position, index in enumerate(schedule.tolist()):
+                if index != last:
+                    time.sleep(settle_ns(self._threads) / 1e9)
+                last = index
+                timeout_s = _ANSWER_TIMEOUT_S + _BLOCK_TIMEOUT_FACTOR * plan.expected_ns[index] / 1e9
+                request = {"index": position, "queries": plan.queries[index]}
+                arms[index].worker.ask("block", request, timeout_s=timeout_s)
+                progress.advance()
+                done.append(index)
+
+    def _end(
+        self,
+        arms: Sequence[OpenArm],
+        warm: Sequence[tuple[WarmFacts, int]],
+        before: Activity,
+        schedule: IntArray,
+    ) -> None:
+        """Collect the samples of a launch, and keep it."""
+        after, launch = read_activity(), self.launches
+        self._own_cpu_s += own_cpu_s(arms)
+        facts, columns = [], []
+        for index, arm in enumerate(arms):
+            file = self._folder / f"arm-{index}.npz"
+            answer = arm.worker.ask("finish", {"file": str(file), "cost": launch == 0}, timeout_s=_LOAD_TIMEOUT_S)
+            finished = from_json(FinishedFacts, answer.value, what=answer.what)
+            columns.append(self._arm_columns(file, index, launch, len(schedule) or None))
+            seen = (columns[-1]["flags"] & FLAG_DROPPED) == 0
+            check_answers(arm, columns[-1]["pred"][seen], finished.first_error)
+            warmed, size = warm[index]
+            facts.append(LaunchFacts(loaded=arm.loaded, warm=warmed, finished=finished, images_bytes=size))
+        order = {"schedule": schedule, "schedule_launch": np.full_like(schedule, launch)}
+        self._columns += [*columns, order]
+        self._facts.append(facts)
+        self._activities.append((before, after))
+
+    def _arm_columns(self, file: Path, arm: int, launch: int, blocks: int | None) -> dict[str, IntArray]:
+        """Read a worker's samples and put them into the terms of the result: test image numbers, the data's classes.
+
+        Of a launch that was cut short, only the first `blocks` blocks are taken.
+        """
+        with np.load(file, allow_pickle=False) as archive:
+            columns: dict[str, IntArray] = {name: archive[name] for name in (*ROW_COLUMNS, *BLOCK_ROW_COLUMNS)}
+        if blocks is not None:
+            for index, names in (("block", ROW_COLUMNS), ("block_index", BLOCK_ROW_COLUMNS)):
+                kept = columns[index] < blocks
+                columns.update({name: columns[name][kept] for name in names})
+        columns["sample_index"] = self._timed[columns["sample_index"]]
+        columns["pred"] = in_data_order(columns["pred"], self.selection, arm)
+        for name, like in (("arm", "block"), ("block_arm", "block_index")):
+            columns[name] = np.full_like(columns[like], arm)
+        for name, like in (("launch", "block"), ("block_launch", "block_index")):
+            columns[name] = np.full_like(columns[like], launch)
+        return columns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AccuracyPass:
-    columns: Mapping[str, IntArray]
-    first_errors: tuple[str | None, ...]
+def own_cpu_s(arms: Sequence[OpenArm]) -> float:
+    """Return the processor seconds that the workers and this process have used so far (proc(5): utime and stime)."""
+    spent = time.process_time()
+    for arm in arms:
+        try:
+            fields = Path(f"/proc/{arm.worker.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # not Linux
+            continue
+        spent += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
 
 
-def _accuracy_pass(arms: Sequence[OpenArm], selection: Selection, folder: Path) -> _AccuracyPass:
-    """Let every arm classify every test image; a chunk of images is decoded once for all arms."""
-    labels = _truth_codes(selection)
-    decisions = np.full((len(arms), len(labels)), NO_CLASS, np.int64)  # (arms, images)
-    several = _Several.empty(len(arms), selection) if selection.task == "multi-label" else None
-    first_errors: list[str | None] = [None] * len(arms)
-    with Progress("accuracy", len(labels) * len(arms)) as progress:
-        for positions, images in chunks(selection.examples):
-            message = write_images(folder / "chunk", images)
-            for index, arm in enumerate(arms):
-                answers = folder / "answers.npz"
-                request = {**message, "answers": str(answers)}
-                answer = arm.worker.ask("classify", request, timeout_s=_IMAGE_TIMEOUT_S * len(images))
-                decisions[index, positions] = _in_order(_integers(answer, "predictions"), selection, index)
-                if several is not None:
-                    several.fill(index, positions, answers, selection.orders[index])
-                first_errors[index] = first_errors[index] or answer.optional_text("first_error")
-                progress.advance(len(images), note=f"{len(arms)} arms")
-    for arm, row, error in zip(arms, decisions, first_errors, strict=True):
-        _check_answers(arm, row, error)
-    count = len(labels)
-    columns = {
-        "accuracy_arm": np.repeat(np.arange(len(arms), dtype=np.int64), count),
-        "accuracy_sample": np.tile(np.arange(count, dtype=np.int64), len(arms)),
-        "accuracy_label": np.tile(labels, len(arms)),
-        "accuracy_pred": decisions.reshape(-1),  # (arms * images,)
-        **({} if several is None else several_columns(several.truth, several.said, several.scores)),
-    }
-    return _AccuracyPass(columns=columns, first_errors=tuple(first_errors))
+def merged_columns(parts: Sequence[Mapping[str, IntArray]]) -> dict[str, IntArray]:
+    """Return the columns of all parts, one after the other; a column that no part has is empty."""
+    names = {name for group in GROUPS for name in group}.union(*parts)
+    empty = np.zeros(0, np.int64)
+    return {name: np.concatenate([empty, *(part[name] for part in parts if name in part)]) for name in sorted(names)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Several:
-    """What multi-label arms said, in the data's class order: (images, classes), and (arms, images, classes) twice."""
-
-    truth: NDArray[np.bool_]
-    said: NDArray[np.bool_]
-    scores: NDArray[np.float64]
-
-    @classmethod
-    def empty(cls, arms: int, selection: Selection) -> _Several:
-        truth = truth_of([example.labels for example in selection.examples], len(selection.class_names))
-        return cls(truth, np.zeros((arms, *truth.shape), np.bool_), np.zeros((arms, *truth.shape)))
-
-    def fill(self, arm: int, positions: range, answers: Path, order: IntArray) -> None:
-        """Take what a worker wrote of a chunk of images; see `edgebert.bench.several.answer_columns`."""
-        with np.load(answers, allow_pickle=False) as archive:
-            said, scores = archive["said"] == 1, archive["score"].view(np.float64)
-        shape = (len(positions), len(order))  # the arm's class number i is the data's order[i]
-        self.said[arm, positions.start : positions.stop, order] = said.reshape(shape).T
-        self.scores[arm, positions.start : positions.stop, order] = scores.reshape(shape).T
-
-
-def _truth_codes(selection: Selection) -> IntArray:
-    """Return int64 (images,): the class of each test image, or the number of its set of labels."""
-    if selection.task == "single-label":
-        return np.array([example.label for example in selection.examples], np.int64)
-    names = selection.class_names
-    return np.array(
-        [code_of_names(names[label] for label in example.labels) for example in selection.examples], np.int64
-    )
-
-
-def _check_answers(arm: OpenArm, decisions: IntArray, error: str | None) -> None:
-    """Raise where every query failed: there is nothing to make statistics of."""
-    if (decisions == NO_CLASS).all():
-        raise EdgebertError(f"arm `{arm.name}` failed on every image: {error}", expected="an answer", hint=_VERIFY)
-
-
-def _warm_up(arm: OpenArm, options: BenchOptions) -> WarmFacts:
-    time.sleep(_SETTLE_S)
-    timeout_s = options.max_warmup_seconds + _ANSWER_TIMEOUT_S
-    answer = arm.worker.ask("warm", {"max_ns": round(options.max_warmup_seconds * 1e9)}, timeout_s=timeout_s)
+def _warm_up(arm: OpenArm, budget: Budget, threads: int) -> WarmFacts:
+    time.sleep(settle_ns(threads) / 1e9)
+    timeout_s = budget.max_warmup_seconds + _ANSWER_TIMEOUT_S
+    answer = arm.worker.ask("warm", {"max_ns": round(budget.max_warmup_seconds * 1e9)}, timeout_s=timeout_s)
     return from_json(WarmFacts, answer.value, what=answer.what)
 
 
-def _run_blocks(arms: Sequence[OpenArm], warm: Sequence[WarmFacts], options: BenchOptions) -> IntArray:
-    """Run every block of the plan and return the schedule: the arm of each block."""
-    plan = plan_from_times([facts.median_ns for facts in warm], [facts.mean_ns for facts in warm], options)
-    schedule = order_of_blocks(arms=len(arms), rounds=plan.rounds, seed=options.seed)
-    last = None
-    with Progress("latency", schedule.size) as progress:
-        for position, index in enumerate(schedule.reshape(-1).tolist()):
-            if index != last:
-                time.sleep(_SETTLE_S)
-            last = index
-            timeout_s = _ANSWER_TIMEOUT_S + _BLOCK_TIMEOUT_FACTOR * plan.expected_ns[index] / 1e9
-            request = {"index": position, "queries": plan.queries[index]}
-            arms[index].worker.ask("block", request, timeout_s=timeout_s)
-            progress.advance()
-    return schedule
-
-
-def _arm_columns(file: Path, arm: int, selection: Selection, timed: IntArray) -> dict[str, IntArray]:
-    """Read a worker's samples and put them into the terms of the result: test image numbers, the data's classes."""
-    with np.load(file, allow_pickle=False) as archive:
-        columns: dict[str, IntArray] = {name: archive[name] for name in (*QUERY_COLUMNS, *BLOCK_COLUMNS)}
-    columns["sample_index"] = timed[columns["sample_index"]].astype(np.int64)
-    columns["pred"] = _in_order(columns["pred"], selection, arm)
-    columns["arm"] = np.full_like(columns["block"], arm)
-    columns["launch"] = np.zeros_like(columns["block"])
-    columns["block_arm"] = np.full_like(columns["block_index"], arm)
-    return columns
-
-
-def _in_order(predictions: IntArray, selection: Selection, arm: int) -> IntArray:
-    """Return class numbers of an arm as class numbers of the data; a failed query stays `NO_CLASS`.
-
-    The number of a set of labels is made of their names, and needs no translation.
-    """
-    if selection.task == "multi-label":
-        return predictions
-    return np.where(predictions == NO_CLASS, NO_CLASS, selection.orders[arm][np.maximum(predictions, 0)])
-
-
-def _integers(answer: Fields, key: str) -> IntArray:
-    return np.array(answer.integers(key), np.int64)
-
-
-def _with_error(session: ArmSession, error: str | None) -> ArmSession:
+def _with_error(facts: LaunchFacts, error: str | None) -> LaunchFacts:
     """Keep the first error of the accuracy pass, which came before those of the timed queries."""
-    return session if error is None else replace(session, finished=replace(session.finished, first_error=error))
+    return facts if error is None else replace(facts, finished=replace(facts.finished, first_error=error))
 
 
 def _graph_target(loaded: LoadedFacts, default: str) -> str:

@@ -1,12 +1,15 @@
 """The process that runs one arm: `python -m edgebert.bench.worker`, spoken to through stdin and stdout.
 
-    load {path, kind, target, threads}    -> loaded {target, backend, device, card, …}
-    classify {file, heights, widths, answers}      -> classified {predictions, first_error}; a multi-label arm writes what
-                                              it said and how sure it was into the file `answers`
-    images {file, heights, widths}                 -> ready {bytes}
-    warm {max_ns}                         -> warmed {converged, queries, ns, median_ns, mean_ns, timer_overhead_ns}
-    block {index, queries}                -> done
-    finish {file}                         -> finished {peak, properties, input_sensitivity, first_error}
+    load {path, kind, target, threads, cpus}  -> loaded {target, backend, device, card, …}
+    classify {file, heights, widths, answers} -> classified {predictions, confidences, first_error}; what an arm said in full goes
+                                                 into the file `answers`: logits, or the sets and probabilities of several labels
+    images {file, heights, widths}            -> ready {bytes}
+    warm {max_ns}                             -> warmed {converged, queries, ns, median_ns, mean_ns, first_ns, rss}
+    block {index, queries}                    -> done
+    probe {scenario, point, …}                -> probed {…}; see `edgebert.bench.scenarios.probe`
+    audit {order, queries, noise, columns}    -> audited {…}; see `edgebert.bench.audit.block`
+    first {load's, images'}                   -> answered {…}; a cold start, see `edgebert.bench.scenarios.first_answer`
+    finish {file, cost}                       -> finished {peak, properties, input_sensitivity, first_error, harness}
 
 One runtime per process: two in one process disturb each other (bench.md, section 3). A worker that is not asked
 anything blocks in a read. It ends when its stdin closes, or, on Linux, at once when its parent dies.
@@ -14,28 +17,42 @@ anything blocks in a read. It ends when its stdin closes, or, on Linux, at once 
 
 from __future__ import annotations
 
-import ctypes
+from time import monotonic_ns
+
+FIRST_LINE_NS = monotonic_ns()  # what is imported from here on is part of a cold start
+
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgebert._json import Fields, JsonObject
+from edgebert.bench.accuracy import logit_bits
+from edgebert.bench.audit.block import audit_block
+from edgebert.bench.child import die_with_parent
+from edgebert.bench.codec import to_json
+from edgebert.bench.environment.threads import affinity_text, thread_facts
+from edgebert.bench.harness_cost import harness_cost
 from edgebert.bench.images import read_images
 from edgebert.bench.loading import LoadedArm, LoadRequest, load_arm
+from edgebert.bench.out_of_memory import memory_exhausted, raise_out_of_memory
 from edgebert.bench.protocol import error_content, read_message, write_message
-from edgebert.bench.recorder import NO_CLASS, Recorder, timer_overhead_ns
+from edgebert.bench.recorder import Recorder, answer_rows, resident_bytes
 from edgebert.bench.samples import write_columns
+from edgebert.bench.scenarios.first_answer import first_answer
+from edgebert.bench.scenarios.probe import probe
 from edgebert.bench.schema import ArtefactKind
+from edgebert.bench.scratch import writing_to
 from edgebert.bench.several import answer_code, answer_columns
 from edgebert.errors import EdgebertError
 from edgebert.runtime.pipeline import Prediction
 
 Loader = Callable[[LoadRequest, Callable[[], None]], LoadedArm]
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SENSITIVITY_PAIRS = 64
 _KINDS: Mapping[str, ArtefactKind] = {"bundle": "bundle", "graph": "graph", "checkpoint": "checkpoint"}
 
@@ -51,12 +68,16 @@ class Worker:
         self._load = load
         self._arm: LoadedArm | None = None
         self._recorder: Recorder | None = None
+        self._affinity = ""
         self._answers: Mapping[str, tuple[str, Callable[[Fields], JsonObject]]] = {
             "load": ("loaded", self._on_load),
             "classify": ("classified", self._on_classify),
             "images": ("ready", self._on_images),
             "warm": ("warmed", self._on_warm),
             "block": ("done", self._on_block),
+            "probe": ("probed", self._on_probe),
+            "first": ("answered", self._on_first),
+            "audit": ("audited", self._on_audit),
             "finish": ("finished", self._on_finish),
         }
 
@@ -70,17 +91,22 @@ class Worker:
             except EdgebertError as error:
                 write_message(answers, "error", seq, error_content(error))
                 return
+            except MemoryError as error:
+                write_message(answers, "error", seq, error_content(memory_exhausted(request.text("type"), error)))
+                return
             write_message(answers, kind, seq, content)
 
     def _on_load(self, request: Fields) -> JsonObject:
         memory: list[int | None] = []
+        _keep_to(request.integers("cpus"))
         load_request = LoadRequest(
             path=request.text("path"),
             kind=_KINDS[request.text("kind")],
             target=request.optional_text("target"),
             threads=request.integer("threads"),
         )
-        arm = self._arm = self._load(load_request, lambda: memory.append(_resident_bytes("VmRSS")))
+        self._affinity = affinity_text()
+        arm = self._arm = self._load(load_request, lambda: memory.append(resident_bytes()))
         return {
             "target": arm.target,
             "backend": arm.backend,
@@ -92,25 +118,37 @@ class Worker:
             "import_ns": arm.import_ns,
             "load_ns": arm.load_ns,
             "rss_before_load": memory[0] if memory else None,
-            "rss_after_load": _resident_bytes("VmRSS"),
+            "rss_after_load": resident_bytes(),
             "card": arm.pipeline.card.to_json(),
         }
 
     def _on_classify(self, request: Fields) -> JsonObject:
         pipeline, first_error = self._loaded().pipeline, None
+        card = pipeline.card
         predictions: list[Prediction | None] = []
+        rows: list[NDArray[np.float32]] = []
         for image in read_images(request):
+            logits = np.full(len(card.class_names), np.nan, np.float32)
             try:
                 # One image at a time, as timed: a larger batch may round otherwise.
-                predictions.append(pipeline.post(pipeline.infer(pipeline.pre(image)))[0])
+                found = pipeline.infer(pipeline.pre(image))
+                predictions.append(pipeline.post(found)[0])
+                logits = found[0]
+            except MemoryError:
+                raise  # of the computer, not of this image
             except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is counted and makes the arm invalid
+                raise_out_of_memory(error)
                 first_error = first_error or f"{type(error).__name__}: {error}"
                 predictions.append(None)
-        if pipeline.card.task == "multi-label":
-            write_columns(Path(request.text("answers")), answer_columns(predictions, pipeline.card))
-        code = answer_code(pipeline.card)
+            rows.append(logits)
+        several, file = card.task == "multi-label", Path(request.text("answers"))
+        said = answer_columns(predictions, card) if several else {"logit": logit_bits(np.array(rows, np.float32))}
+        with writing_to(file.parent):
+            write_columns(file, said)
+        answers = answer_rows(predictions, answer_code(card))
         return {
-            "predictions": [NO_CLASS if prediction is None else code(prediction) for prediction in predictions],
+            "predictions": answers[:, 0].tolist(),
+            "confidences": answers[:, 1].tolist(),
             "first_error": first_error,
         }
 
@@ -128,23 +166,42 @@ class Worker:
             "ns": warmup.ns,
             "median_ns": warmup.median_ns,
             "mean_ns": warmup.mean_ns,
-            "timer_overhead_ns": timer_overhead_ns(),
+            "first_ns": warmup.first_ns,
+            "rss": resident_bytes(),
         }
 
     def _on_block(self, request: Fields) -> JsonObject:
         self._recording().block(request.integer("index"), request.integer("queries"))
         return {}
 
+    def _on_probe(self, request: Fields) -> JsonObject:
+        recorder = self._recording()
+        rows, block, answer = probe(recorder.pipeline, recorder.images, request)
+        recorder.keep(rows, block)
+        recorder.first_error = recorder.first_error or Fields(answer, what="the answer").optional_text("first_error")
+        return answer
+
+    def _on_first(self, request: Fields) -> JsonObject:
+        _keep_to(request.integers("cpus"))
+        return first_answer(self._load, request, first_line_ns=FIRST_LINE_NS)
+
+    def _on_audit(self, request: Fields) -> JsonObject:
+        recorder = self._recording()
+        return audit_block(recorder.pipeline, recorder.images, request)
+
     def _on_finish(self, request: Fields) -> JsonObject:
         recorder = self._recording()
-        peak = _resident_bytes("VmHWM")  # before the check below and the copies of the columns add to it
-        write_columns(Path(request.text("file")), recorder.columns())
+        peak = resident_bytes("VmHWM")  # before the checks below and the copies of the columns add to it
+        file = Path(request.text("file"))
+        with writing_to(file.parent):
+            write_columns(file, recorder.columns())
         sensitivity = None if recorder.first_error else recorder.input_sensitivity(_SENSITIVITY_PAIRS)
         return {
             "peak": peak,
-            "properties": dict(self._loaded().pipeline.runner.properties()),
+            "properties": {**self._loaded().pipeline.runner.properties(), **thread_facts(self._affinity)},
             "input_sensitivity": sensitivity,
             "first_error": recorder.first_error,
+            "harness": to_json(harness_cost()) if request.value.get("cost") is True else None,
         }
 
     def _loaded(self) -> LoadedArm:
@@ -154,6 +211,12 @@ class Worker:
     def _recording(self) -> Recorder:
         assert self._recorder is not None, "`images` comes first"
         return self._recorder
+
+
+def _keep_to(cpus: Sequence[int]) -> None:
+    """Run on these processors only, before any backend counts them; on all that are allowed where none is named."""
+    if cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
 
 
 def run_worker(load: Loader) -> None:
@@ -166,28 +229,6 @@ def run_worker(load: Loader) -> None:
     # Not through the destructors of native libraries: they have nothing to save, and one that hangs would be waited for.
     sys.stderr.flush()
     os._exit(0)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent dies (Linux), and leave Ctrl-C to the parent.
-
-    A parent that died before this call has closed its end of stdin, so the first read ends the worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _resident_bytes(name: str) -> int | None:
-    """Return a field of /proc/self/status in bytes (proc(5)), or None where there is none."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    for line in status.splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from edgebert.runtime.runner import (
     RunnerOptions,
     check_batch,
     check_device,
-    check_logits,
     physical_cores,
 )
 
@@ -49,8 +49,8 @@ class OpenVinoRunner(NativeModel):
     input_spec: InputSpec
 
     def __init__(self, compiled: Any, spec: InputSpec) -> None:
-        # Requests that no call uses, each with its input tensor; a list's append and pop are atomic.
-        self._idle: list[tuple[Any, Any]] = []
+        # Requests that no call uses; a list's append and pop are atomic.
+        self._idle: list[_Request] = []
         super().__init__(compiled, self._idle)
         self.input_spec = spec
 
@@ -91,16 +91,15 @@ class OpenVinoRunner(NativeModel):
         images = check_batch(batch, self.input_spec)
         logits = np.empty((len(images), self.input_spec.classes), np.float32)
         try:
-            request, image_tensor = self._idle.pop()
+            request = self._idle.pop()
         except IndexError:
-            request, image_tensor = self._new_request(compiled)
+            request = self._new_request(compiled)
         for index, image in enumerate(images):
-            image_tensor.data[0] = image  # (height, width, 3)
-            request.infer()
-            answer = request.get_output_tensor(0).data
-            logits[index] = check_logits(answer, 1, self.input_spec)[0]
+            request.image[0] = image  # (height, width, 3)
+            request.native.infer()
+            logits[index] = request.logits[0]
         if self._native:  # not closed meanwhile
-            self._idle.append((request, image_tensor))
+            self._idle.append(request)
         return logits
 
     def close(self) -> None:
@@ -128,13 +127,35 @@ class OpenVinoRunner(NativeModel):
                 found[name] = _readable(compiled.get_property(key))
         return found
 
-    def _new_request(self, compiled: Any) -> tuple[Any, Any]:
+    def _new_request(self, compiled: Any) -> _Request:
         import openvino
 
-        request = compiled.create_infer_request()
-        image_tensor = openvino.Tensor(openvino.Type.u8, [1, self.input_spec.height, self.input_spec.width, 3])
-        request.set_input_tensor(0, image_tensor)
-        return request, image_tensor
+        request, spec = compiled.create_infer_request(), self.input_spec
+        image = openvino.Tensor(openvino.Type.u8, [1, spec.height, spec.width, 3])
+        logits = openvino.Tensor(openvino.Type.f32, [1, spec.classes])
+        request.set_input_tensor(0, image)
+        try:
+            request.set_output_tensor(0, logits)
+        except RuntimeError as error:  # what OpenVINO raises for everything
+            shape = list(compiled.output(0).shape)
+            raise BadDataError(
+                f"the model answers with shape {shape}",
+                expected=f"float32 (1, {spec.classes}): one logit per class name",
+            ) from error
+        return _Request(native=request, image=image.data, logits=logits.data, tensors=(image, logits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """An infer request with views of its own memory, made once: making them takes as long as a small model.
+
+    `image` is uint8 (1, height, width, 3), `logits` float32 (1, classes); `tensors` own what they show.
+    """
+
+    native: Any
+    image: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    tensors: tuple[Any, Any]
 
 
 def _read_model(core: Any, files: Mapping[str, bytes]) -> Any:

@@ -25,9 +25,9 @@ from edgebert._console import columns
 from edgebert._files import check_file_is_free, staged_file
 from edgebert._json import JsonObject, dump_json
 from edgebert.bench.codec import to_json
-from edgebert.bench.environment import Environment, read_environment
+from edgebert.bench.environment.computer import Environment, read_environment
 from edgebert.bench.options import MAX_THREADS
-from edgebert.bench.table import count_text, size_text
+from edgebert.bench.report.table import count_text, size_text
 from edgebert.card import check_class_names
 from edgebert.data import DataOptions, load_dataset
 from edgebert.errors import UnavailableError, UsageError

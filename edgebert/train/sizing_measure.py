@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from edgebert._progress import Progress
 from edgebert.bench.analysis import failed_queries
 from edgebert.bench.arms import ArmRequest
-from edgebert.bench.environment import other_busy_ratio
+from edgebert.bench.environment.computer import other_busy_ratio
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.recorder import FLAG_ERROR, FLAG_REWARM, FLAG_WARMUP
 from edgebert.bench.selection import Selection
 from edgebert.bench.session import Session, open_arms, run_session
-from edgebert.bench.statistics import block_bootstrap, percentile
+from edgebert.bench.statistics.blocks import hierarchical_bootstrap
+from edgebert.bench.statistics.formulas import percentile
 from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
 from edgebert.bundle import write_bundle
 from edgebert.calibration.calibrate import unsearched_int8_graph
@@ -234,6 +235,7 @@ class Workshop:
         )
         options = BenchOptions(
             data=dataset.name,
+            launches=1,
             queries=_QUERIES,
             seconds=_SECONDS,
             max_seconds=_MAX_SECONDS,
@@ -277,8 +279,8 @@ def measured_latencies(
         finally:
             for worker in workers:
                 worker.close()
-    own_cpu_s = float(session.samples["block_cpu_ns"].sum()) / 1e9
-    other_busy = other_busy_ratio(session.before, session.after, own_cpu_s)
+    (before, after), *_ = session.activities
+    other_busy = other_busy_ratio(before, after, session.own_cpu_s)
     if other_busy is not None and other_busy > MAX_OTHER_BUSY:
         _log.warning(
             "other programs used %.0f %% of the processors while timing: latencies are too high", 100 * other_busy
@@ -385,13 +387,13 @@ def _latency(session: Session, arm: int, name: str) -> Latency:
     failed = failed_queries(session.samples, arm)
     if failed:
         raise EdgebertError(
-            f"{failed} queries of `{name}` failed; the first: {session.arms[arm].finished.first_error}",
+            f"{failed} queries of `{name}` failed; the first: {session.arms[arm].first_error}",
             expected="an answer to each",
         )
     rows = session.samples.queries_of(arm)
     counted = (rows["flags"] & (FLAG_WARMUP | FLAG_REWARM | FLAG_ERROR)) == 0
     times, blocks = (rows["t_done"] - rows["t_issue"])[counted], rows["block"][counted]
-    (interval,) = block_bootstrap([times[blocks == block] for block in np.unique(blocks)], (0.9,), seed=0)
+    (interval,) = hierarchical_bootstrap([[times[blocks == block] for block in np.unique(blocks)]], (0.9,), seed=0)
     low, high = interval or (float(times.min()), float(times.max()))  # fewer than five blocks: all that is known
     return Latency(
         p50=percentile(times, 0.5) / 1e6,

@@ -9,13 +9,26 @@ fail_at         query number n raises
 remembers       answers of inputs met before cost nothing
 crash_at        query number n ends the process
 stray_print     prints to stdout, by Python and by file descriptor, on every query
+garbage_every   every n-th answer is one class further
+unsure_every    every n-th answer is the right class, less sure of it
+skips_every     every n-th query gets the answer of the one before, at once
+sleeps_ms       of every query, with the processor idle
+leaks_bytes     of every query
+hang_at         query number n never ends
+memory_error_at query number n raises MemoryError
+oom_at          from query number n on, memory is allocated until a limit of 256 MiB more is met
+killed_at       query number n: what the kernel does to a process when memory is short
+babbles         writes lines to stderr without end
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +52,16 @@ class Script:
         self.script, self.classes = script, classes
         self.queries = 0
         self.known: set[bytes] = set()
+        self.leaked: list[bytearray] = []
+        self.last: NDArray[np.float32] | None = None
 
     def number(self, name: str) -> float:
         value = self.script.get(name, -1.0)
         assert isinstance(value, (int, float))
         return float(value)
+
+    def every(self, name: str, query: int) -> bool:
+        return name in self.script and query % int(self.number(name)) == int(self.number(name)) - 1
 
     def answer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         query, self.queries = self.queries, self.queries + 1
@@ -53,6 +71,9 @@ class Script:
             os._exit(9)
         if query == self.number("fail_at"):
             raise RuntimeError("the planted failure")
+        self.break_down(query)
+        if self.every("skips_every", query) and self.last is not None:
+            return self.last
         if "stray_print" in self.script:
             print("a library prints")  # noqa: T201  # what the protocol must survive
             os.write(1, b'{"v": 1, "seq": 1, "type": "done"}\n')
@@ -62,9 +83,32 @@ class Script:
         decided = int(answers[int(batch[0, 0, 0, 0]) % 16])
         if 0 <= self.number("wrong_from") <= query:
             decided = (decided + 1) % self.classes
-        return np.eye(self.classes, dtype=np.float32)[[decided]]  # (1, classes)
+        if self.every("garbage_every", query):
+            decided = (decided + 1) % self.classes
+        self.last = np.eye(self.classes, dtype=np.float32)[[decided]]  # (1, classes)
+        sure = 0.9 if self.every("unsure_every", query) else 1.0
+        return (self.last * sure).astype(np.float32)
+
+    def break_down(self, query: int) -> None:
+        if "leaks_bytes" in self.script:
+            self.leaked.append(bytearray(b"x" * int(self.number("leaks_bytes"))))
+        if query == self.number("hang_at"):
+            while True:
+                time.sleep(60)
+        if query == self.number("memory_error_at"):
+            raise MemoryError("the planted shortage")
+        if query == self.number("killed_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if query == self.number("oom_at"):
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+            while True:
+                self.leaked.append(bytearray(16 << 20))
 
     def wait(self, batch: NDArray[np.uint8]) -> None:
+        if "sleeps_ms" in self.script:
+            time.sleep(self.number("sleeps_ms") / 1e3)
+            return
         until = time.perf_counter_ns() + round(self.milliseconds(batch) * 1e6)
         while time.perf_counter_ns() < until:
             pass  # a sleep of a fraction of a millisecond lasts as long as the system likes
@@ -81,6 +125,11 @@ class Script:
         return max(0.0, self.number("latency_ms"))
 
 
+def _babble() -> None:
+    while True:
+        sys.stderr.write("a library babbles " * 100 + "\n")
+
+
 def load_script(request: LoadRequest, before_loading: Callable[[], None]) -> LoadedArm:
     """Open the arm that a script describes."""
     content = Path(request.path).read_bytes()
@@ -88,6 +137,8 @@ def load_script(request: LoadRequest, before_loading: Callable[[], None]) -> Loa
     if script.get("unavailable"):
         raise UnavailableError("the planted device is not here", expected="another", hint="edgebert doctor")
     before_loading()
+    if "babbles" in script:
+        threading.Thread(target=_babble, daemon=True).start()
     card = ModelCard.from_json(script["card"], what="the script")
     spec = InputSpec(height=card.preprocessing.height, width=card.preprocessing.width, classes=len(card.class_names))
     return LoadedArm(

@@ -122,9 +122,9 @@ def test_result_from_arms_measures_bundle_graph_and_checkpoint_together(
     model = new_model("nano", preprocessing=rule, class_names=toy.card.class_names, seed=0)
     save_checkpoint(checkpoint, model, replace(toy.card, preprocessing=rule), ())
     before = [sha256_of_path(path) for path in (bundle, graph, checkpoint)]
-    options = BenchOptions(data=str(toy_images), seconds=0.2, queries=30, max_warmup_seconds=0.0, threads=1)
+    options = BenchOptions(data=str(toy_images), launches=1, seconds=0.2, queries=30, max_warmup_seconds=0.0, threads=1)
     result = result_from_arms([checkpoint, bundle, f"graph={graph}"], tmp_path / "r.json", options)
-    assert [(arm.id, arm.backend, arm.target) for arm in result.arms] == [
+    assert [(arm.id, arm.backend, arm.target) for arm in result.measured_arms] == [
         ("checkpoint", "torch", "pytorch"),
         ("toy", "onnxruntime", "cpu"),
         ("graph", "onnxruntime", "cpu"),
@@ -132,7 +132,7 @@ def test_result_from_arms_measures_bundle_graph_and_checkpoint_together(
     assert result.status.valid
     # The same model in a bundle and as a graph: the same decisions on every image.
     assert result.arms[1].accuracy.confusion == result.arms[2].accuracy.confusion
-    assert [arm.effective["threads"] for arm in result.arms] == ["1", "1", "1"]
+    assert [arm.effective["threads"] for arm in result.measured_arms] == ["1", "1", "1"]
     assert set(result.arms[1].artifact.files) == {"model.onnx", "manifest.json"}
     assert set(result.arms[0].artifact.files) == {"config.json", "model.safetensors", "preprocessing.json"}
     assert before == [sha256_of_path(path) for path in (bundle, graph, checkpoint)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgebert.bench.codec import to_json
-from edgebert.bench.environment import Activity, other_busy_ratio, read_activity, read_environment, steal_ratio
+from edgebert.bench.environment.computer import Activity, other_busy_ratio, read_activity, read_environment, steal_ratio
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -107,7 +107,7 @@ def test_read_environment_imports_no_backend() -> None:
     import subprocess
 
     code = (
-        "import sys; from edgebert.bench.environment import read_environment; read_environment();"
+        "import sys; from edgebert.bench.environment.computer import read_environment; read_environment();"
         "print([name for name in ('torch', 'openvino', 'onnxruntime', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

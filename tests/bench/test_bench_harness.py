@@ -41,11 +41,12 @@ def bench(tmp_path: Path, quick: BenchOptions, worker_command: list[str]) -> Ben
 
 def test_result_from_arms_sees_a_planted_slowdown(bench: Bench, script_arm: ScriptArm) -> None:
     result = bench(script_arm("fast", latency_ms=1.0), script_arm("slow", latency_ms=3.0))
-    comparison = result.comparisons[0]
-    assert (comparison.a, comparison.b, comparison.scope) == ("fast", "slow", "within-run only")
+    comparison = result.comparison("slow")
+    assert comparison is not None
+    assert (comparison.a, comparison.scope, comparison.launches) == ("fast", "within-run only", 2)
     assert comparison.speedup == pytest.approx(1 / comparison.ratio)
     assert 1.5 < comparison.ratio < 6
-    for arm, least in zip(result.arms, (1_000_000, 3_000_000), strict=True):
+    for arm, least in zip(result.measured_arms, (1_000_000, 3_000_000), strict=True):
         e2e = arm.scenarios[0].latency.e2e
         assert e2e.p50.value is not None
         assert e2e.min >= least
@@ -61,19 +62,23 @@ def test_result_from_arms_measures_accuracy_of_the_whole_test_split_by_class_nam
     turned = script_arm("turned", class_names=("cat", "ant", "bee"))
     wrong = script_arm("wrong", answers=[0, 1, 1] + [0] * 13, source_model="ab" * 32, precision="int8")
     result = bench(right, turned, wrong)
-    assert [arm.accuracy.top1.value for arm in result.arms] == [1.0, 1.0, pytest.approx(2 / 3)]
+    assert [arm.accuracy.top1.value for arm in result.measured_arms] == [1.0, 1.0, pytest.approx(2 / 3)]
+    assert result.dataset is not None
     assert result.dataset.n == 36
     assert result.dataset.class_names == ("ant", "bee", "cat")
     assert result.arms[2].accuracy.confusion == ((12, 0, 0), (0, 12, 0), (0, 12, 0))
     assert result.arms[2].accuracy.per_class[2].recall == 0
-    assert [arm.consistency.mismatch for arm in result.arms] == [0, 0, 0]
+    assert [arm.consistency.mismatch for arm in result.arms] == [0] * 4
+    assert result.arms[3].consistency.rechecked == 36
     agreement = result.arms[2].accuracy.agreement
     assert agreement is not None
     assert agreement.reference == "right"
     assert agreement.share.value == pytest.approx(2 / 3)
     assert result.arms[0].accuracy.agreement is None
     assert "is the reference" in result.not_measured["arms.right.accuracy.agreement"]
-    assert result.comparisons[-1].accuracy.only_a_right == 12
+    comparison = result.comparison("wrong")
+    assert comparison is not None
+    assert comparison.accuracy.only_a_right == 12
 
 
 def test_result_from_arms_has_no_agreement_when_no_arm_shares_the_checkpoint(
@@ -81,20 +86,23 @@ def test_result_from_arms_has_no_agreement_when_no_arm_shares_the_checkpoint(
 ) -> None:
     arms = script_arm("a", source_model="11" * 32), script_arm("b", source_model=None, answers=[1] * 16)
     result = bench(*arms)
-    assert [arm.accuracy.agreement for arm in result.arms] == [None, None]
+    assert [arm.accuracy.agreement for arm in result.measured_arms] == [None, None]
     assert "--reference" in result.not_measured["arms.b.accuracy.agreement"]
     named = bench(*arms, reference="a", baseline="b").arms
     assert named[1].accuracy.agreement is not None
-    assert [arm.role for arm in named] == ["candidate", "baseline"]
+    assert [(arm.id, arm.role) for arm in named] == [("a", "candidate"), ("b", "baseline"), ("b (A/A)", "aa")]
 
 
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ({"wrong_from": 36 + 25}, "timed decisions differ"),
+        ({"wrong_from": 36 + 25}, "timed answers differ"),
         ({"fail_at": 36 + 40}, "queries failed; the first: RuntimeError: the planted failure"),
         ({"fail_at": 5}, "queries failed"),
         ({"remembers": True, "latency_ms": 2.0}, "answers are remembered"),
+        ({"skips_every": 10, "latency_ms": 1.0}, "work is skipped"),
+        ({"sleeps_ms": 5.0, "latency_ms": 0.0}, "waits instead of computing"),
+        ({"garbage_every": 100}, "timed answers differ"),
     ],
 )
 def test_result_from_arms_is_invalid_when_an_arm_cheats(
@@ -147,7 +155,7 @@ def test_result_from_arms_writes_what_read_result_reads_and_changes_no_artefact(
     assert read_result(tmp_path / "r.json") == result
     samples = read_result_samples(tmp_path / "r.json", result)
     e2e = samples["t_done"] - samples["t_issue"]
-    counted = samples["flags"] == 0
+    counted = (samples["flags"] == 0) & (samples["arm"] == 0)
     assert result.arms[0].scenarios[0].queries == np.count_nonzero(counted)
     assert result.arms[0].scenarios[0].latency.e2e.p50.value == np.percentile(e2e[counted], 50, method="inverted_cdf")
     assert str(tmp_path) not in (tmp_path / "r.json").read_text()
@@ -253,8 +261,9 @@ from pathlib import Path
 command, arm = json.loads(sys.argv[1]), sys.argv[2]
 workers = [WorkerProcess(name, 1, command) for name in ("busy", "waiting")]
 for worker in workers:
-    worker.ask("load", {"path": arm, "kind": "graph", "target": None, "threads": 1}, timeout_s=60)
+    worker.ask("load", {"path": arm, "kind": "graph", "target": None, "threads": 1, "cpus": []}, timeout_s=60)
 message = write_images(Path(arm).with_suffix(".pixels"), [np.zeros((8, 8, 3), np.uint8)])
+message["answers"] = str(Path(arm).with_suffix(".npz"))
 threading.Thread(target=workers[0].ask, args=("classify", message), kwargs={"timeout_s": 600}).start()
 time.sleep(0.3)
 print(json.dumps([worker.pid for worker in workers]), flush=True)

@@ -6,19 +6,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgebert.bench.arms import arms_from_paths, find_arm, named_arms
-from edgebert.bench.options import BenchOptions
+from edgebert.bench.arms import arms_from_paths, control_of, find_arm, named_arms
+from edgebert.bench.options import (
+    BUDGETS,
+    BenchOptions,
+    Budget,
+    budget_of,
+    cold_starts_of,
+    processors,
+    scenarios_of,
+)
 from edgebert.bench.schedule import order_of_blocks, plan_from_times, rewarm_queries
 from edgebert.errors import BadDataError, InputNotFoundError, UsageError
 
 
-def options(**changes: float) -> BenchOptions:
-    return BenchOptions(data="digits", **changes)  # type: ignore[arg-type]  # tests give numbers only
+def options(**changes: object) -> BenchOptions:
+    return BenchOptions(data="digits", **changes)  # type: ignore[arg-type]  # tests give what fits, or what is to be refused
+
+
+def budget(**changes: object) -> Budget:
+    return budget_of(options(**changes))
 
 
 def test_bench_options_give_queries_enough_for_p99_by_default() -> None:
-    plan = plan_from_times([300_000, 2_000_000, 60_000_000], [300_000, 2_000_000, 60_000_000], options())
-    counted = [2 * plan.rounds * (queries - rewarm_queries(queries)) for queries in plan.queries]
+    plan = plan_from_times([300_000, 2_000_000, 60_000_000], [300_000, 2_000_000, 60_000_000], budget(), threads=1)
+    counted = [3 * 2 * plan.rounds * (queries - rewarm_queries(queries)) for queries in plan.queries]
     assert min(counted) >= 299
 
 
@@ -28,20 +40,63 @@ def test_bench_options_refuse_what_is_out_of_range(change: dict[str, float]) -> 
         options(**change)
 
 
-def test_plan_from_times_makes_blocks_of_a_fifth_of_a_second_and_at_least_ten_queries() -> None:
-    plan = plan_from_times([1_000_000, 100_000_000], [1_000_000, 100_000_000], options())
-    assert plan.queries == (200, 10)
-    assert plan.expected_ns == (200_000_000, 1_000_000_000)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scenarios": ("sprint",)},
+        {"rigor": "sloppy"},
+        {"launches": 5, "max_launches": 4},
+        {"cpus": "0-x"},
+        {"margin": -0.1},
+        {"bound_share": 1.0},
+    ],
+)
+def test_bench_options_refuse_what_means_nothing(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        options(**change)
+
+
+def test_budget_of_takes_the_rigor_and_what_the_options_change() -> None:
+    assert budget() == BUDGETS["quick"]
+    assert budget(rigor="standard").max_launches == 14
+    assert (budget(launches=7).launches, budget(launches=7).max_launches) == (7, 7)
+    assert (budget(max_launches=2).launches, budget(max_launches=2).max_launches) == (2, 2)
+    assert budget(rigor="publish", seconds=1.0).seconds == 1.0
+
+
+def test_scenarios_of_puts_single_stream_first_and_keeps_soak_out_of_all() -> None:
+    assert scenarios_of(options()) == ("single-stream",)
+    assert scenarios_of(options(scenarios=("server", "single-stream", "paced"))) == ("single-stream", "paced", "server")
+    assert scenarios_of(options(scenarios=("all",))) == ("single-stream", "multi-stream", "offline", "paced", "server")
+    assert scenarios_of(options(scenarios=("all", "soak")))[-1] == "soak"
+    assert scenarios_of(options(rigor="publish")) == ("single-stream", "offline")
+
+
+def test_cold_starts_of_counts_them_where_they_are_asked_for() -> None:
+    assert cold_starts_of(options()) == 0
+    assert cold_starts_of(options(scenarios=("cold",))) == cold_starts_of(options(scenarios=("all",))) == 5
+    assert cold_starts_of(options(rigor="publish")) == 10
+
+
+def test_processors_reads_lists_and_ranges() -> None:
+    assert processors("0-2, 5") == {0, 1, 2, 5}
+    assert processors("") == set()
+
+
+def test_plan_from_times_makes_blocks_of_ten_milliseconds_and_at_least_ten_queries() -> None:
+    plan = plan_from_times([100_000, 100_000_000], [100_000, 100_000_000], budget(), threads=1)
+    assert plan.queries == (100, 10)
+    assert plan.expected_ns == (10_000_000, 1_000_000_000)
 
 
 def test_plan_from_times_keeps_to_the_seconds_at_most() -> None:
-    plan = plan_from_times([100_000_000], [250_000_000], options(max_seconds=20.0))
-    assert 2 * plan.rounds * plan.expected_ns[0] <= 20 * 10**9
+    plan = plan_from_times([100_000_000], [250_000_000], budget(max_seconds=60.0), threads=1)
+    assert 3 * 2 * plan.rounds * plan.expected_ns[0] <= 60 * 10**9
     assert plan.rounds == 4
 
 
 def test_plan_from_times_runs_one_round_when_even_that_takes_too_long() -> None:
-    assert plan_from_times([10**10], [10**10], options(max_seconds=1.0)).rounds == 1
+    assert plan_from_times([10**10], [10**10], budget(max_seconds=1.0), threads=1).rounds == 1
 
 
 @pytest.mark.parametrize("arms", [1, 2, 3, 5])
@@ -53,10 +108,11 @@ def test_order_of_blocks_mirrors_every_round(arms: int) -> None:
         assert sorted(blocks[:arms]) == list(range(arms))
 
 
-def test_order_of_blocks_is_drawn_from_the_seed() -> None:
+def test_order_of_blocks_is_drawn_from_the_seed_and_the_launch() -> None:
     first, again, other = (order_of_blocks(arms=3, rounds=8, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+    assert not np.array_equal(first, order_of_blocks(arms=3, rounds=8, seed=1, launch=1))
     assert len({tuple(blocks[:3]) for blocks in first.tolist()}) > 1
 
 
@@ -118,6 +174,14 @@ def test_named_arms_numbers_a_name_that_is_taken() -> None:
 def test_named_arms_runs_a_checkpoint_once_whatever_the_targets() -> None:
     found = named_arms([("a", Path("a"), "checkpoint")], ("cpu", "intel-cpu"))
     assert [(arm.name, arm.target) for arm in found] == [("a", None)]
+
+
+def test_control_of_is_the_same_artefact_under_a_name_of_its_own() -> None:
+    (arm,) = named_arms([("a" * 80, Path("a"), "graph")], ("cpu",))
+    control = control_of(arm)
+    assert control.control
+    assert (control.path, control.target, len(control.name)) == (arm.path, arm.target, 80)
+    assert control.name.endswith("a (A/A)")
 
 
 def test_find_arm_names_the_arms_there_are() -> None:

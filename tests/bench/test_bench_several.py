@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgebert.bench.codec import from_json, to_json
 from edgebert.bench.harness import result_from_arms
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.recorder import NO_CLASS
+from edgebert.bench.report.table import notes_of
 from edgebert.bench.result import read_result, samples_path, write_result
 from edgebert.bench.samples import Samples, read_samples, write_columns
-from edgebert.bench.schema import Accuracy, DatasetRecord, Result
+from edgebert.bench.schema import Result
 from edgebert.bench.selection import common_task, select_images
 from edgebert.bench.several import answer_code, answer_columns, code_of_names, several_columns, several_of, truth_of
-from edgebert.bench.table import notes_of
 from edgebert.card import ImageSet, ModelCard, Provenance
 from edgebert.data import Dataset, Example
 from edgebert.errors import BadDataError
@@ -87,14 +86,6 @@ def test_read_samples_refuses_incomplete_columns_of_several_labels(tmp_path: Pat
     write_columns(tmp_path / "odd.npz", {**whole, "truth_class": np.zeros(3, np.int64), "truth_sample": empty})
     with pytest.raises(BadDataError, match="different lengths"):
         read_samples(tmp_path / "odd.npz")
-
-
-def test_results_from_before_there_were_several_labels_still_read(synthetic: Synthetic) -> None:
-    result, _ = synthetic()
-    accuracy, dataset = dict(to_json(result.arms[0].accuracy)), dict(to_json(result.dataset))
-    del accuracy["multi_label"], dataset["task"]
-    assert from_json(Accuracy, accuracy, what="an old result") == result.arms[0].accuracy
-    assert from_json(DatasetRecord, dataset, what="an old result") == result.dataset
 
 
 # Selecting images
@@ -166,11 +157,13 @@ def test_result_from_arms_measures_sets_whatever_order_an_arm_has(
 ) -> None:
     turned = replace(CARD, class_names=NAMES[::-1])
     arms = [script(tmp_path / "one.onnx", CARD), script(tmp_path / "two.onnx", turned)]
-    options = BenchOptions(data=str(zoo), seconds=0.2, queries=20, max_warmup_seconds=0.0, threads=1, reference="one")
+    options = BenchOptions(
+        data=str(zoo), launches=1, seconds=0.2, queries=20, max_warmup_seconds=0.0, threads=1, reference="one"
+    )
     result = result_from_arms(arms, tmp_path / "result.json", options, worker_command=worker_command)
     assert result.status.valid, result.status.reasons
-    assert [arm.consistency.mismatch for arm in result.arms] == [0, 0]
-    for arm in result.arms:
+    assert [arm.consistency.mismatch for arm in result.arms] == [0, 0, 0]
+    for arm in result.measured_arms:
         accuracy, several = arm.accuracy, arm.accuracy.multi_label
         assert several is not None
         # Of four kinds of images: `ant` and `bee` right, `bee|cat` without its cat, and an `ant` where there is nothing.
@@ -183,9 +176,12 @@ def test_result_from_arms_measures_sets_whatever_order_an_arm_has(
     agreement = result.arms[1].accuracy.agreement
     assert agreement is not None
     assert agreement.share.value == 1.0
-    assert result.comparisons[0].accuracy.mcnemar_p == 1.0
+    comparison = result.comparison("two")
+    assert comparison is not None
+    assert comparison.accuracy.mcnemar_p == 1.0
     again = read_result(tmp_path / "result.json")
     assert again == result
+    assert again.dataset is not None
     assert again.dataset.per_class == (6, 12, 6)
     columns = read_samples(samples_path(tmp_path / "result.json"))
     assert len(columns["truth_class"]) == 24
@@ -196,12 +192,12 @@ def test_result_from_arms_counts_a_failed_query_as_wrong_and_not_in_f1(
     zoo: Path, tmp_path: Path, worker_command: list[str]
 ) -> None:
     arm = script(tmp_path / "one.onnx", CARD, fail_at=1)
-    options = BenchOptions(data=str(zoo), seconds=0.2, queries=20, max_warmup_seconds=0.0, threads=1)
+    options = BenchOptions(data=str(zoo), launches=1, seconds=0.2, queries=20, max_warmup_seconds=0.0, threads=1)
     result = result_from_arms([arm], tmp_path / "result.json", options, worker_command=worker_command)
     assert not result.status.valid
     accuracy = result.arms[0].accuracy
     samples = read_samples(samples_path(tmp_path / "result.json"))
-    (failed,) = np.flatnonzero(samples["accuracy_pred"] == NO_CLASS)
+    (failed,) = np.flatnonzero((samples["accuracy_pred"] == NO_CLASS) & (samples["accuracy_arm"] == 0))
     lost = int(np.count_nonzero(samples["truth_sample"] == failed))
     assert accuracy.top1.n == 24
     assert sum(row.support for row in accuracy.per_class) == 24 - lost
@@ -209,6 +205,7 @@ def test_result_from_arms_counts_a_failed_query_as_wrong_and_not_in_f1(
 
 def test_read_result_refuses_an_accuracy_of_another_task(tmp_path: Path, synthetic: Synthetic) -> None:
     result, samples = synthetic()
+    assert result.dataset is not None
     wrong = replace(result, dataset=replace(result.dataset, task="multi-label"))
     write_result(tmp_path / "result.json", wrong, samples, force=False)
     with pytest.raises(BadDataError, match="not that of a multi-label data set"):
@@ -217,5 +214,6 @@ def test_read_result_refuses_an_accuracy_of_another_task(tmp_path: Path, synthet
 
 def test_notes_name_labels_that_no_test_image_has(synthetic: Synthetic) -> None:
     result, _ = synthetic()
+    assert result.dataset is not None
     dataset = replace(result.dataset, task="multi-label", per_class=(15, 0, 15))
     assert "No test image has bee: mAP is of the other classes." in notes_of(replace(result, dataset=dataset))

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+from itertools import combinations, permutations
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from edgebert.bench.statistics import (
-    block_bootstrap,
+from edgebert.bench.statistics.formulas import (
+    holm,
     interleaved_ratio,
     is_steady,
     mcnemar_exact,
     minimum_queries,
+    mlperf_bound,
     nearest_rank,
     percentile,
     percentile_upper_bound,
-    tukey_outliers,
+    theil_sen_interval,
+    tukey_fences,
     wilson_interval,
 )
 
@@ -90,27 +95,6 @@ def test_mcnemar_exact_is_the_binomial_test_of_scipy(only_first: int, only_secon
     assert mcnemar_exact(only_first, only_second) == pytest.approx(expected, rel=1e-9)
 
 
-def test_block_bootstrap_is_wider_than_one_over_queries_when_blocks_differ() -> None:
-    generator = np.random.default_rng(2)
-    levels = generator.normal(1e6, 1e5, 20)
-    blocks = [generator.normal(level, 1e3, 50).astype(np.int64) for level in levels]
-    ((low, high),) = (interval for interval in block_bootstrap(blocks, [0.5], seed=0) if interval)
-    pooled = np.concatenate(blocks)
-    naive = stats.bootstrap((pooled,), np.median, n_resamples=300, method="percentile", rng=0).confidence_interval
-    assert low < np.median(pooled) < high
-    assert high - low > 2 * (naive.high - naive.low)
-
-
-def test_block_bootstrap_repeats_with_the_same_seed_only() -> None:
-    blocks = [np.random.default_rng(block).integers(1, 10**6, 30).astype(np.int64) for block in range(8)]
-    assert block_bootstrap(blocks, [0.5, 0.9], seed=1) == block_bootstrap(blocks, [0.5, 0.9], seed=1)
-    assert block_bootstrap(blocks, [0.5, 0.9], seed=1) != block_bootstrap(blocks, [0.5, 0.9], seed=2)
-
-
-def test_block_bootstrap_gives_none_when_there_are_four_blocks() -> None:
-    assert block_bootstrap([np.arange(5, dtype=np.int64)] * 4, [0.5], seed=0) == (None,)
-
-
 def test_interleaved_ratio_is_exact_when_both_drift_linearly_in_the_logarithm() -> None:
     drift = np.exp(0.01 * np.arange(40)).reshape(10, 4)  # (rounds, A B B A)
     found = interleaved_ratio(drift[:, [0, 3]], 1.25 * drift[:, [1, 2]], seed=0)
@@ -134,9 +118,9 @@ def test_interleaved_ratio_has_no_interval_when_there_are_four_rounds() -> None:
     assert interleaved_ratio(np.ones((4, 2)), np.ones((4, 2)), seed=0).ci95 is None
 
 
-def test_tukey_outliers_counts_slow_values_once() -> None:
+def test_tukey_fences_lie_above_the_upper_quartile() -> None:
     values = np.array([10] * 30 + [20] * 44 + [30] * 30 + [65, 66, 95], np.int64)  # fences: 60 and 90
-    assert tukey_outliers(values) == (2, 1)
+    assert tukey_fences(values) == (60.0, 90.0)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +130,84 @@ def test_tukey_outliers_counts_slow_values_once() -> None:
         ([9.0, 1.0, 1.01, 1.02, 1.0], True),
         ([1.0, 1.0, 1.0, 1.03], False),
         ([1.0, 1.01, 1.02, 1.03], False),
+        ([1.0, 1.001, 1.002, 1.003], False),  # it still rises
+        ([1.003, 1.002, 1.001, 1.0], False),
+        ([1.0, 1.001, 1.001, 1.002], True),
+        ([1.0, 1.0, 1.0, 1.0], True),
     ],
 )
-def test_is_steady_wants_four_windows_within_two_percent(medians: list[float], expected: bool) -> None:
+def test_is_steady_wants_four_windows_within_two_percent_and_no_trend(medians: list[float], expected: bool) -> None:
     assert is_steady(medians) is expected
+
+
+@pytest.mark.parametrize(("share", "minimum"), [(0.9, 64), (0.99, 662)])
+def test_mlperf_bound_starts_at_the_minima_of_mlperf(share: float, minimum: int) -> None:
+    assert mlperf_bound(np.arange(minimum - 1, dtype=np.int64), share) is None
+    assert mlperf_bound(np.arange(minimum, dtype=np.int64), share) == minimum - 1  # of so few the slowest
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("count", [700, 1_000, 24_576])
+def test_mlperf_bound_is_the_rule_of_loadgen(share: float, count: int) -> None:
+    # h + t queries with at most t slow ones: as `early_stopping.cc` puts it, t grows while h(t) + t <= count.
+    allowed = int(np.flatnonzero(stats.binom.cdf(np.arange(count), count, 1 - share) < 0.01)[-1])
+    values = np.random.default_rng(count).permutation(count).astype(np.int64)
+    assert mlperf_bound(values, share) == count - allowed
+
+
+def test_mlperf_bound_lies_above_the_percentile_and_falls_to_it() -> None:
+    excess = [mlperf_bound(np.arange(count, dtype=np.int64), 0.9) for count in (100, 10_000)]
+    assert excess[0] is not None
+    assert excess[1] is not None
+    assert excess[0] / 100 > excess[1] / 10_000 > 0.9
+
+
+def test_holm_is_a_hand_value() -> None:
+    # Holm (1979): sorted 0.005, 0.011, 0.02, 0.04 times 4, 3, 2, 1, never falling
+    assert holm([0.02, 0.005, 0.04, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
+
+
+def test_holm_never_exceeds_one_and_takes_nothing() -> None:
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_the_closed_test_of_bonferroni(seed: int) -> None:
+    p_values = np.random.default_rng(seed).uniform(0, 0.3, 5).tolist()
+    expected = [
+        max(
+            min(1.0, len(subset) * min(p_values[i] for i in subset))
+            for size in range(1, 6)
+            for subset in combinations(range(5), size)
+            if index in subset
+        )
+        for index in range(5)
+    ]
+    assert holm(p_values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [10, 25, 60])
+def test_theil_sen_interval_is_near_that_of_scipy(count: int) -> None:
+    values = 0.3 * np.arange(count) + np.random.default_rng(count).normal(0, 1, count)
+    # scipy's is by the normal approximation, so a rank apart.
+    expected: Any = stats.theilslopes(values, np.arange(count), 0.95)
+    low, high = expected[2:4]
+    assert theil_sen_interval(values.tolist()) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+@pytest.mark.parametrize(("count", "at_least"), [(4, 1 - 2 / 24), (5, 0.95), (6, 0.95), (7, 0.95)])
+def test_theil_sen_interval_holds_no_trend_in_exactly_that_share_of_orders(count: int, at_least: float) -> None:
+    held = []
+    for order in permutations(range(count)):
+        low, high = theil_sen_interval([float(value) for value in order])
+        held.append(low <= 0 <= high)
+    assert at_least <= np.mean(held) + 1e-12
+    assert np.mean(held) <= max(at_least, 0.985)
+
+
+@pytest.mark.parametrize(("count", "share"), [(3, 0.2), (500, 0.9), (100_000, 0.99)])
+def test_percentile_upper_bound_is_right_for_many_values_too(count: int, share: float) -> None:
+    expected = int(stats.binom.ppf(0.95, count, share))
+    values = np.arange(count, dtype=np.int64)
+    assert percentile_upper_bound(values, share) == (expected if expected < count else None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgebert.bench.statistics import wilson_interval
+from edgebert.bench.statistics.formulas import wilson_interval
 from edgebert.calibration.confidence import fitted_confidence
 from edgebert.card import Task
 from edgebert.confidence import MAX_TEMPERATURE

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgebert.bench.environment import read_environment
+from edgebert.bench.environment.computer import read_environment
 from edgebert.card import ModelCard, Provenance
 from edgebert.cli import main
 from edgebert.data import Dataset, load_dataset

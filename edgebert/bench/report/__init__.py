@@ -1,0 +1,1 @@
+"""Results for readers: tables, sentences, figures, one HTML page."""
