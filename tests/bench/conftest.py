@@ -105,7 +105,7 @@ def quick(image_folder: Path) -> BenchOptions:
     """Return options of the shortest measurement that still has rounds enough for an interval."""
     return BenchOptions(
         data=str(image_folder),
-        launches=2,
+        launches=1,
         seconds=0.5,
         queries=40,
         max_warmup_seconds=0.0,

@@ -40,7 +40,7 @@ def bench(tmp_path: Path, quick: BenchOptions, worker_command: list[str]) -> Ben
 
 
 def test_result_from_arms_sees_a_planted_slowdown(bench: Bench, script_arm: ScriptArm) -> None:
-    result = bench(script_arm("fast", latency_ms=1.0), script_arm("slow", latency_ms=3.0))
+    result = bench(script_arm("fast", latency_ms=1.0), script_arm("slow", latency_ms=3.0), launches=2)
     comparison = result.comparison("slow")
     assert comparison is not None
     assert (comparison.a, comparison.scope, comparison.launches) == ("fast", "within-run only", 2)
@@ -61,7 +61,7 @@ def test_result_from_arms_measures_accuracy_of_the_whole_test_split_by_class_nam
     right = script_arm("right")
     turned = script_arm("turned", class_names=("cat", "ant", "bee"))
     wrong = script_arm("wrong", answers=[0, 1, 1] + [0] * 13, source_model="ab" * 32, precision="int8")
-    result = bench(right, turned, wrong)
+    result = bench(right, turned, wrong, launches=2)
     assert [arm.accuracy.top1.value for arm in result.measured_arms] == [1.0, 1.0, pytest.approx(2 / 3)]
     assert result.dataset is not None
     assert result.dataset.n == 36
