@@ -26,8 +26,9 @@ _END_SECONDS = 60
 
 # The command line's own last lines, with a worker that is a script.
 _BENCH = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell inherits that it is ignored
 from edgebert._console import run_command
 from edgebert.bench.harness import result_from_arms
 from edgebert.bench.options import BenchOptions

@@ -97,7 +97,7 @@ def test_result_from_arms_is_not_valid_when_a_query_of_a_scenario_fails(
     measured: Callable[..., Result], script_arm: ScriptArm, tmp_path: Path
 ) -> None:
     # Each launch begins to count anew; that of the soak takes enough queries to meet the failure.
-    result = measured(script_arm("arm", latency_ms=0.2, fail_at=800), scenarios=("soak",), soak_minutes=0.02)
+    result = measured(script_arm("arm", latency_ms=0.2, fail_at=2_000), scenarios=("soak",), soak_minutes=0.06)
     rows = read_result_samples(tmp_path / "r.json", result).queries_of(0, "soak")
     assert np.count_nonzero(rows["flags"] & FLAG_ERROR) == 1
     assert result.arms[0].consistency.first_error == "RuntimeError: the planted failure"
