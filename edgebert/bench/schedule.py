@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from edgebert.bench.options import Budget
 
 # bench.md, section 4.2, has blocks of 200 ms. What disturbs a shared computer comes and goes within seconds, and arms that
-# alternate more often share it better: the standard deviation over launches of an A/A contrast fell from 6.8 % to 0.5 % between
-# blocks of 200 and of 10 ms (docs/bench-statistics.md). A block is never shorter than two turns between workers.
+# alternate more often share it better: the standard deviation over launches of an A/A contrast was 6.8 % with blocks of 200 ms and
+# 0.5 % with blocks of 10 ms (docs/bench-statistics.md). A block is never shorter than two turns between workers.
 BLOCK_NS = 10_000_000
-SETTLE_NS, SETTLE_BUSY_NS = (
-    5_000_000,
-    30_000_000,
-)  # after a worker's turn; threads that busy-wait take longer (section 3)
+SETTLE_NS = 5_000_000  # after a worker's turn
+SETTLE_BUSY_NS = 30_000_000  # the same where it has threads that busy-wait (bench.md, section 3)
 _BLOCK_QUERIES = 10
 _MAX_BLOCK_QUERIES = 20_000
 
