@@ -278,10 +278,10 @@ def _flipped(
     return FlippedImage(
         sample=sample,
         id=name,
-        label=class_names[labels[sample]],
-        decision=class_names[ours[sample]],
+        label=class_names[int(labels[sample])],
+        decision=class_names[int(ours[sample])],
         confidence=sure[0],
-        reference_decision=class_names[theirs[sample]],
+        reference_decision=class_names[int(theirs[sample])],
         reference_confidence=sure[1],
         thumbnail=thumbnail,
     )

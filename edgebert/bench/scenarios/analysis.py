@@ -321,8 +321,8 @@ def _share(count: int, total: int) -> Share:
     return Share(value=count / total, ci95=wilson_interval(count, total), n=total)
 
 
-def _chosen(rows: Columns, mask: NDArray[np.bool_]) -> Columns:
-    return {name: column[mask] for name, column in rows.items()}
+def _chosen(rows: Columns, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Columns:
+    return {name: column[chosen] for name, column in rows.items()}
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:
