@@ -171,6 +171,21 @@ def check_file_is_free(path: Path, *, force: bool) -> None:
         raise _exists(path)
 
 
+def check_file_can_be_written(path: Path) -> None:
+    """Raise `CannotWriteError` where no file can be made, before any long work is done; nothing is left there.
+
+    A folder that is not there yet is not made: its nearest parent is asked.
+    """
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CannotWriteError(f"cannot write `{path}`: {error.strerror or error}") from error
+
+
 def check_folder_is_free(path: Path, *, force: bool, kind: FolderKind) -> None:
     """Raise `CannotWriteError` where `staged_folder` would, before any long work is done."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgebert._files import check_file_is_free, check_not_input, sha256_of_path
+from edgebert._files import check_file_can_be_written, check_file_is_free, check_not_input, sha256_of_path
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.arms import ArmRequest, arms_from_paths, control_of, find_arm
 from edgebert.bench.comparisons import P50, contrast_of
@@ -73,6 +73,7 @@ def result_from_arms(
     """
     check_file_is_free(output, force=options.force)
     check_file_is_free(samples_path(output), force=options.force)
+    check_file_can_be_written(output)
     arms = arms_from_paths(paths, options.targets)
     check_not_input(output, *(arm.path for arm in arms))
     names = [arm.name for arm in arms]

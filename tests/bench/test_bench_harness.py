@@ -97,8 +97,8 @@ def test_result_from_arms_has_no_agreement_when_no_arm_shares_the_checkpoint(
     ("script", "reason"),
     [
         ({"wrong_from": 36 + 25}, "timed answers differ"),
-        ({"fail_at": 36 + 40}, "queries failed; the first: RuntimeError: the planted failure"),
-        ({"fail_at": 5}, "queries failed"),
+        ({"fail_at": 36 + 40}, "failed; the first: RuntimeError: the planted failure"),
+        ({"fail_at": 5}, "failed; the first"),
         ({"remembers": True, "latency_ms": 2.0}, "answers are remembered"),
         ({"skips_every": 10, "latency_ms": 1.0}, "work is skipped"),
         ({"sleeps_ms": 5.0, "latency_ms": 0.0}, "waits instead of computing"),
@@ -169,6 +169,15 @@ def test_result_from_arms_refuses_to_overwrite_before_it_measures(
     with pytest.raises(CannotWriteError, match=r"r\.samples\.npz"):
         bench(script_arm("a"), force=False)
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder here in which nobody can write")
+def test_result_from_arms_finds_out_before_measuring_that_it_cannot_write(
+    script_arm: ScriptArm, quick: BenchOptions
+) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no worker is started')"]
+    with pytest.raises(CannotWriteError, match=r"cannot write `/proc/self/r\.json`"):
+        result_from_arms([script_arm("a")], Path("/proc/self/r.json"), quick, worker_command=command)
 
 
 def test_result_from_arms_finds_out_before_measuring_that_a_target_is_not_here(
