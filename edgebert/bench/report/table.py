@@ -211,7 +211,7 @@ def speedup_interval(result: Result, arm: Arm) -> str:
 
 def agreement_gap(result: Result, arm: Arm) -> str:
     """Return what stands where an arm has no agreement: `ref.` for one that others refer to."""
-    others = (other.accuracy.agreement for other in result.arms)
+    others = (other.accuracy.agreement for other in result.measured_arms)
     return "ref." if any(found is not None and found.reference == arm.id for found in others) else NONE
 
 
