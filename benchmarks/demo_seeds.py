@@ -39,7 +39,13 @@ class Row:
 
 def run_seed(seed: int, folder: Path) -> Row:
     """Run the demo with one seed; of its bench only the accuracy pass matters, so few queries are timed."""
-    changes = [f"seed={seed}", "bench.queries=20", "bench.seconds=0.0", "bench.max_warmup_seconds=0.5"]
+    changes = [
+        f"seed={seed}",
+        "bench.launches=1",
+        "bench.queries=20",
+        "bench.seconds=0.0",
+        "bench.max_warmup_seconds=0.5",
+    ]
     results = run_recipe(read_recipe(DEMO, changes, output=folder / str(seed)))
     result = read_result(next(entry.output for entry in results if entry.name == "bench"))
     return _row(seed, result, sum(entry.seconds for entry in results))

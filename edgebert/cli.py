@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgebert.bench import BenchOptions
     from edgebert.recipe import StageResult
 
-NOT_COMPARABLE_EXIT_CODE = 5
 DEBUG_VARIABLE = "EDGEBERT_DEBUG"
 
 app = typer.Typer(

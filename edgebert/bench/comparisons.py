@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,9 +20,13 @@ from edgebert.bench.statistics.launches import (
     pooled_contrast,
     simultaneous_confidence,
 )
+from edgebert.bench.statistics.stopping import relative_half_width
 
 P50, P90, P99 = "latency.e2e.p50", "latency.e2e.p90", "latency.e2e.p99"
 SCENARIO: ScenarioName = "single-stream"  # what arms are compared by
+NARROW: Mapping[str, int] = {P50: 1, P90: 2}
+"""Metric -> how many of the rigor's half-widths its interval may have; 1 % for p50 and 2 % for p90 (bench.md, section 4.2)."""
+
 METRICS: Mapping[str, float] = {P50: 0.5, P90: 0.9, P99: 0.99}
 
 
@@ -46,6 +50,20 @@ def comparisons_from_samples(
     for metric in METRICS:
         found += _of_metric(samples, names, roles, metric, margin=margin, seed=seed)
     return tuple(found)
+
+
+def wide_comparisons(comparisons: Iterable[Comparison], half_width: float) -> list[Comparison]:
+    """Return the comparisons whose interval is wider than a rigor asks for, or that have none.
+
+    Args:
+        comparisons: of a run.
+        half_width: of the p50 ratio, relative; infinite where nothing is asked.
+    """
+    return [
+        found
+        for found in comparisons
+        if found.metric in NARROW and relative_half_width(found) > NARROW[found.metric] * half_width
+    ]
 
 
 def contrast_of(

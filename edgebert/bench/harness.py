@@ -17,17 +17,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from edgebert._files import check_file_can_be_written, check_file_is_free, check_not_input, sha256_of_path
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.arms import ArmRequest, arms_from_paths, control_of, find_arm
-from edgebert.bench.comparisons import P50, contrast_of
+from edgebert.bench.comparisons import NARROW, comparisons_from_samples
 from edgebert.bench.device_lock import device_lock
 from edgebert.bench.environment.preflight import preflight
 from edgebert.bench.environment.sampler_process import Sampler
 from edgebert.bench.environment.telemetry import Telemetry, columns_of_telemetry
 from edgebert.bench.loading import DEFAULT_GRAPH_TARGET
 from edgebert.bench.options import BenchOptions, budget_of, cold_starts_of, processors, scenarios_of
-from edgebert.bench.record import Measured, nothing_measured, result_from_session
+from edgebert.bench.record import Measured, nothing_measured, result_from_session, roles_of
 from edgebert.bench.result import samples_path, write_result
 from edgebert.bench.samples import IntArray, Samples
 from edgebert.bench.scenarios.cold import cold_starts
@@ -36,7 +38,7 @@ from edgebert.bench.schema import ColdStart, PreflightCheck, Result, ScenarioNam
 from edgebert.bench.scratch import scratch_folder
 from edgebert.bench.selection import common_task, select_images
 from edgebert.bench.session import OpenArm, Run, open_arms
-from edgebert.bench.statistics.formulas import CONFIDENCE
+from edgebert.bench.statistics.formulas import minimum_queries
 from edgebert.bench.statistics.stopping import StoppingRule
 from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
 from edgebert.data import DataOptions, load_dataset
@@ -185,12 +187,12 @@ class _Bench:
         )
         return result_from_session(measured), session.samples
 
-    def keep_partial(self, output: Path, reason: BaseException) -> None:
+    def keep_partial(self, output: Path, reason: KeyboardInterrupt | EdgebertError) -> None:
         """Write what there is of a run that ends early, where it got as far as opening its arms."""
         nothing = self.run is None or not self.run.launches
         if isinstance(reason, RefusedError) or (isinstance(reason, EdgebertError) and nothing):
             return  # what was measured is not what was named, or nothing was: there is nothing to keep
-        words = "interrupted" if isinstance(reason, KeyboardInterrupt) else reason.what  # type: ignore[attr-defined]  # the only other kind
+        words = reason.what if isinstance(reason, EdgebertError) else "interrupted"
         result, samples = self.result(interrupted=words)
         write_result(output, result, samples, force=self.options.force)
         launches = 0 if self.run is None else self.run.launches
@@ -214,30 +216,40 @@ class _Bench:
     def _more_launches(self, run: Run) -> None:
         budget = budget_of(self.options)
         rule = StoppingRule(
-            min_launches=budget.launches, max_launches=budget.max_launches, half_width=budget.half_width
+            min_launches=budget.launches,
+            max_launches=budget.max_launches,
+            half_width=budget.half_width,
+            min_queries=minimum_queries(0.99),
         )
         while True:
             if run.launches >= rule.min_launches:
                 run.looks += 1
-                if self._decision(run, rule) != "go on":
+                if self._is_enough(run, rule):
                     return
             with self._opened() as opened:
                 run.launch(opened)
 
-    def _decision(self, run: Run, rule: StoppingRule) -> str:
+    def _is_enough(self, run: Run, rule: StoppingRule) -> bool:
+        """Say whether the intervals that the result will state are narrow enough, or the budget is spent."""
         samples = run.samples()
-        contrasts = [
-            contrast
-            for index in range(len(self.arms))
-            if index != self.baseline
-            and (
-                contrast := contrast_of(
-                    samples, self.baseline, index, P50, confidence=CONFIDENCE, seed=self.options.seed
-                )
+        comparisons = comparisons_from_samples(
+            samples,
+            [arm.name for arm in self.arms],
+            roles_of(self.arms, self.baseline),
+            margin=self.options.margin,
+            seed=self.options.seed,
+        )
+        queries = min(np.count_nonzero(samples.queries_of(arm)["flags"] == 0) for arm in range(len(self.arms)))
+        decisions = {
+            replace(rule, half_width=factor * rule.half_width).decide(
+                [found for found in comparisons if found.metric == metric],
+                launches=run.launches,
+                looks=run.looks,
+                queries=int(queries),
             )
-            is not None
-        ]
-        return rule.decide(contrasts, launches=run.launches, looks=run.looks)
+            for metric, factor in NARROW.items()
+        }
+        return "go on" not in decisions
 
     def _other_scenarios(self, run: Run) -> None:
         """Run every scenario but single-stream, in launches of their own; the A/A control takes no part."""

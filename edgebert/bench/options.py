@@ -32,7 +32,7 @@ class Budget:
         seconds: timed seconds per arm in `launches`, at least.
         max_seconds: timed seconds per arm in all launches, at most; wins over everything else.
         max_warmup_seconds: of each launch.
-        half_width: relative half-width of the interval of the p50 ratio at which no more launches are started.
+        half_width: relative half-width of the interval of the p50 ratio at which no more launches are started; twice that for p90.
         cold_starts: fresh processes per arm for the cold start.
         scenario_launches: of every scenario but single-stream.
         window_seconds: of a sweep.

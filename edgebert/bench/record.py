@@ -6,7 +6,6 @@ import base64
 import datetime
 import io
 import logging
-import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,15 +122,17 @@ class Measured:
     @property
     def roles(self) -> list[Role]:
         """Roles of the arms."""
-        return [
-            "aa" if arm.control else "baseline" if at == self.baseline else "candidate"
-            for at, arm in enumerate(self.arms)
-        ]
+        return roles_of(self.arms, self.baseline)
 
     @property
     def names(self) -> list[str]:
         """Names of the arms."""
         return [arm.name for arm in self.arms]
+
+
+def roles_of(arms: Sequence[ArmRequest], baseline: int) -> list[Role]:
+    """Return the role of each arm; `baseline` is the index of the one that speed-ups refer to."""
+    return ["aa" if arm.control else "baseline" if at == baseline else "candidate" for at, arm in enumerate(arms)]
 
 
 def result_from_session(measured: Measured) -> Result:
@@ -285,11 +286,6 @@ def _command_line(arms: Sequence[ArmRequest], options: BenchOptions, threads: in
         if value != getattr(defaults, name):
             words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     return (*words, "--threads", str(threads), "--seed", str(options.seed), "-o", "result.json")
-
-
-def shell_text(command: Sequence[str]) -> str:
-    """Return a command as it is typed."""
-    return shlex.join(command)
 
 
 def _arm(measured: Measured, index: int, reference: tuple[int, str] | None) -> Arm:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgebert.bench.audit.honesty import reasons_of, warnings_of
+from edgebert.bench.comparisons import NARROW, wide_comparisons
 from edgebert.bench.options import BenchOptions, budget_of
 from edgebert.bench.schema import Arm, Comparison, Interference, Status
+from edgebert.bench.statistics.stopping import relative_half_width
 
 MAX_STEAL = 0.02  # share of processor time taken by other guests from which a note is made
 MAX_OTHERS = 0.10  # the same for other programs of this computer; this process and the kernel stay below
@@ -74,17 +76,11 @@ def _wide_intervals(comparisons: Sequence[Comparison], options: BenchOptions) ->
     """Return which intervals stayed wider than the rigor asks for."""
     goal = budget_of(options).half_width
     return [
-        f"not converged: p50 of `{found.b}` against `{found.a}` is known to {half:.1%}, and {goal:.1%} was asked for"
-        for found in comparisons
-        if found.metric == "latency.e2e.p50" and (half := half_width(found)) > goal
+        f"not converged: {found.metric.rpartition('.')[2]} of `{found.b}` against `{found.a}` "
+        + ("has no interval" if found.ci95 is None else f"is known to {relative_half_width(found):.1%}")
+        + f", and {NARROW[found.metric] * goal:.1%} was asked for"
+        for found in wide_comparisons(comparisons, goal)
     ]
-
-
-def half_width(comparison: Comparison) -> float:
-    """Return half the width of the interval over the ratio; infinite where there is no interval."""
-    if comparison.ci95 is None:
-        return float("inf")
-    return (comparison.ci95[1] - comparison.ci95[0]) / (2 * comparison.ratio)
 
 
 def _throttled_share(arm: Arm) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgebert import cli
 from edgebert._json import JsonValue
 from edgebert.bench.accuracy import logit_bits
 from edgebert.bench.arms import ArmRequest
@@ -326,3 +327,17 @@ def recorded_tree(tmp_path: Path) -> Callable[[str], Path]:
         return root
 
     return lay_out
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, told.out, told.err
+
+    return command

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgebert import cli
 from edgebert.bench.comparison.exports import (
     CSV_HEADER,
     Case,
@@ -44,20 +43,6 @@ def written(tmp_path: Path, synthetic: Synthetic) -> Path:
     path = tmp_path / "r.json"
     write_result(path, *synthetic(launches=5), force=False)
     return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, told.out, told.err
-
-    return command
 
 
 def table(text: str) -> list[dict[str, str]]:

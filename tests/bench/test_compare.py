@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgebert import cli
 from edgebert.bench.comparison.comparability import status_obstacles
 from edgebert.bench.comparison.compare import (
     CompareOptions,
@@ -53,20 +52,6 @@ def made(tmp_path: Path, synthetic: Synthetic) -> Made:
         return path
 
     return write
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, told.out, told.err
-
-    return command
 
 
 def device(model: str) -> Callable[[Result], Result]:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgebert.bench.statistics.launches import LaunchContrast, launch_contrast
-from edgebert.bench.statistics.stopping import Decision, StoppingRule
+from edgebert.bench.statistics.stopping import Decision, Stated, StoppingRule
 
 FloatArray = NDArray[np.float64]
 
@@ -40,9 +40,7 @@ def over_blocks(
 class UntilDifferent(StoppingRule):
     """Stop at the first difference that is seen."""
 
-    def decide(
-        self, contrasts: Sequence[LaunchContrast], launches: int, looks: int, *, queries: int | None = None
-    ) -> Decision:
+    def decide(self, contrasts: Sequence[Stated], launches: int, looks: int, *, queries: int | None = None) -> Decision:
         interval = contrasts[0].ci95
         if interval is not None and not interval[0] <= 1 <= interval[1]:
             return "enough"

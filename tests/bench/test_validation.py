@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgebert import cli
 from edgebert._json import JsonValue
 from edgebert.bench.codec import from_json, to_json
 from edgebert.bench.comparison.validation import (
@@ -62,20 +61,6 @@ def written(tmp_path: Path, made: tuple[Result, Samples]) -> Path:
     path = tmp_path / "r.json"
     write_result(path, *made, force=False)
     return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, told.out, told.err
-
-    return command
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

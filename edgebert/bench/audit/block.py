@@ -37,7 +37,7 @@ def audit_block(pipeline: Pipeline, images: Sequence[RgbImage], request: Fields)
     if (noise := request.integer("noise")) >= 0:
         chosen = _never_met(chosen, noise)
     recorder = Recorder(pipeline, chosen)
-    with quiet():  # its collection is not what the backend does
+    with quiet():  # what the harness's objects are collected in is not what the backend does
         queued, cpu, started = queued_by_task(), time.process_time_ns(), time.perf_counter_ns()
         recorder.block(0, request.integer("queries"))
         wall, cpu = time.perf_counter_ns() - started, time.process_time_ns() - cpu

@@ -232,12 +232,11 @@ def check_status(result: Result, what: str) -> None:
     Raises:
         BadDataError: it says otherwise.
     """
+    from edgebert.bench.comparisons import wide_comparisons
     from edgebert.bench.options import BUDGETS
-    from edgebert.bench.status import half_width
 
     reasons = _reasons(result.arms)
-    goal = BUDGETS[result.rigor].half_width
-    wide = any(half_width(entry) > goal for entry in result.comparisons if entry.metric == "latency.e2e.p50")
+    wide = wide_comparisons(result.comparisons, BUDGETS[result.rigor].half_width)
     steady = all(arm.scenarios[0].warmup.converged for arm in result.arms)
     for name, said, is_so in (
         ("valid", result.status.valid, not reasons),

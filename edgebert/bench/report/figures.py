@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgebert._console import printable
 from edgebert.bench.samples import IntArray, Samples
@@ -138,12 +139,12 @@ def measured_indices(result: Result) -> list[tuple[int, Arm]]:
     return [(index, arm) for index, arm in enumerate(result.arms) if arm.role != "aa"]
 
 
-def thinned(times: IntArray) -> IntArray:
-    """Return positions of at most `POINTS` values: the lowest and the highest of each stretch, so that tails survive."""
-    if times.size <= POINTS:
-        return np.arange(times.size)
-    stretches = np.array_split(np.arange(times.size), POINTS // 2)
-    extremes = [(part[np.argmin(times[part])], part[np.argmax(times[part])]) for part in stretches]
+def thinned(values: NDArray[np.int64] | NDArray[np.float64], most: int = POINTS) -> IntArray:
+    """Return positions of at most `most` values: the lowest and the highest of each stretch, so that extremes survive."""
+    if values.size <= most:
+        return np.arange(values.size)
+    stretches = np.array_split(np.arange(values.size), most // 2)
+    extremes = [(part[np.argmin(values[part])], part[np.argmax(values[part])]) for part in stretches]
     return np.unique(np.array(extremes, np.int64))
 
 

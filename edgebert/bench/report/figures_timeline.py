@@ -20,6 +20,7 @@ from edgebert.bench.report.figures import (
     put_legend,
     theme_colour,
     themed_figure,
+    thinned,
 )
 from edgebert.bench.samples import TELEMETRY, IntArray, Samples
 from edgebert.bench.schema import Result
@@ -187,8 +188,8 @@ def _draw_strip(axes: Axes, samples: Samples, strip: Strip, clock: Clock) -> Non
     seconds, values = seconds[inside], values[inside]
     for start, place in zip(clock.places, [*clock.places[1:], np.inf], strict=True):
         own = (seconds >= start) & (seconds < place)
-        x, y = _extremes(seconds[own], values[own], most=max(20, POINTS // len(clock.places)))
-        axes.plot(x, y, color=INK, alpha=0.75, linewidth=1.1)
+        shown = thinned(values[own], most=max(20, POINTS // len(clock.places)))
+        axes.plot(seconds[own][shown], values[own][shown], color=INK, alpha=0.75, linewidth=1.1)
     if strip.counter:
         axes.set_ylim(0, max(0.05, 1.15 * float(values.max(initial=0.0))))
     axes.set_ylabel(strip.label, fontsize=8.5)
@@ -209,14 +210,6 @@ def readings_of(samples: Samples, strip: Strip) -> tuple[IntArray, FloatArray]:
     usable = (passed > 0) & (steps >= 0)  # a counter that went back has wrapped, or is another launch's
     rates = np.asarray(strip.scale * steps[usable] / passed[usable], np.float64)
     return stamps[1:][usable], rates
-
-
-def _extremes(x: FloatArray, y: FloatArray, *, most: int) -> tuple[FloatArray, FloatArray]:
-    if x.size <= most:
-        return x, y
-    parts = np.array_split(np.arange(x.size), most // 2)
-    chosen = np.unique([at for part in parts for at in (part[np.argmin(y[part])], part[np.argmax(y[part])])])
-    return x[chosen], y[chosen]
 
 
 def _gap(clock: Clock) -> float:

@@ -63,7 +63,8 @@ def _statistics(result: Result) -> str:
     )
     if not result.comparisons:
         return text
-    first = result.comparisons[0]
+    # The A/A control stands first, and claims nothing: what is said is said of the arms, where there are any.
+    first = next((found for found in result.comparisons if found.noise_floor is not None), result.comparisons[0])
     within = (
         "They say how launches differ"
         if first.scope == "launches"

@@ -12,11 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from edgebert.bench.statistics.launches import LaunchContrast
+from edgebert.bench.statistics.formulas import Interval
 
 Decision = Literal["go on", "enough", "budget spent"]
+
+
+class Stated(Protocol):
+    """A ratio with its interval, whatever holds it."""
+
+    @property
+    def ratio(self) -> float: ...
+
+    @property
+    def ci95(self) -> Interval | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +52,7 @@ class StoppingRule:
         assert self.half_width > 0
         assert self.max_looks >= 1
 
-    def decide(
-        self, contrasts: Sequence[LaunchContrast], launches: int, looks: int, *, queries: int | None = None
-    ) -> Decision:
+    def decide(self, contrasts: Sequence[Stated], launches: int, looks: int, *, queries: int | None = None) -> Decision:
         """Return what to do after a complete round of launches.
 
         `budget spent` means that the run ends and has not converged.
@@ -64,7 +72,7 @@ class StoppingRule:
         return "go on"
 
 
-def relative_half_width(contrast: LaunchContrast) -> float:
+def relative_half_width(contrast: Stated) -> float:
     """Return half the width of the interval over the ratio; infinite where there is no interval."""
     if contrast.ci95 is None:
         return float("inf")
