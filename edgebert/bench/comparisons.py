@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -146,9 +147,6 @@ def comparison_of(
         p_holm: of the t-test over launches, adjusted over the arms; None where there is none.
     """
     verdict, delta = verdict_of_contrast(contrast, control=control, margin=margin)
-    needed = None
-    if verdict == "inconclusive" and contrast.sd_log is not None and delta > 0:
-        needed = launches_needed(contrast.sd_log, delta, confidence=contrast.confidence)
     return Comparison(
         a=names[0],
         b=names[1],
@@ -167,7 +165,15 @@ def comparison_of(
         noise_floor=control,
         delta=delta,
         verdict=verdict,
-        launches_needed=needed,
+        launches_needed=_launches_needed(contrast, delta) if verdict == "inconclusive" else None,
         p_holm=p_holm,
         accuracy=accuracy,
     )
+
+
+def _launches_needed(contrast: LaunchContrast, delta: float) -> int | None:
+    """Return about how many launches decide: their interval is as narrow as delta, or as the ratio's distance from it."""
+    if contrast.sd_log is None or delta <= 0:
+        return None
+    beyond = math.expm1(max(0.0, abs(math.log(contrast.ratio)) - math.log1p(delta)))
+    return launches_needed(contrast.sd_log, max(delta, beyond), confidence=contrast.confidence)

@@ -772,7 +772,8 @@ class Comparison:
         noise_floor: the A/A control of the same metric; None in the control itself.
         delta: the larger of the margin and the noise floor's bounds: less than this is not claimed.
         verdict: of b.
-        launches_needed: about as many resolve `delta`; None where the verdict is not `inconclusive`.
+        launches_needed: about as many decide, as their interval is as narrow as `delta`, or as the ratio's distance from it; None where the
+            verdict is not `inconclusive`.
         p_holm: of the t-test over launches, adjusted over the arms; None within one run.
         accuracy: what goes with it.
     """

@@ -78,3 +78,16 @@ def test_method_of_says_the_delta_of_the_arms_and_not_of_the_control(synthetic: 
     assert comparison is not None
     assert comparison.delta > comparison.margin
     assert f"δ = {100 * comparison.delta:.1f}" in " ".join(method_of(result))
+
+
+def test_comparison_far_beyond_delta_needs_no_more_launches_than_an_interval_does(synthetic: Synthetic) -> None:
+    result, _ = synthetic(launches=3, noise=0.05)
+    comparison = result.comparison("student", P90)
+    assert comparison is not None
+    # Four times as fast, but with three launches there is no interval of p90 yet.
+    assert (comparison.ci95, comparison.verdict, comparison.launches_needed) == (None, "inconclusive", 5)
+    close, _ = synthetic(launches=3, noise=0.05, times_ms=(1.0, 1.01))
+    found = close.comparison("student", P90)
+    assert found is not None
+    assert found.launches_needed is not None
+    assert found.launches_needed > 20
