@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise proof-bench clean
+.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise proof-bench proof-runtime check-aarch64 device-wheel clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
 
 demo: $(RUN_STAMP) ## the whole way on real digits: teacher, student, INT8, bundle, bench, report
 	$(BIN)/edgebert demo -o runs/demo
@@ -43,6 +43,16 @@ proof-quantise: $(DEV_STAMP) ## quantisation held against its list, docs/proofs/
 proof-bench: $(DEV_STAMP) ## the harness held against its list, docs/proofs/bench.md (two hours, a quiet computer; DATA=FOLDER)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[loadgen]"
 	$(BIN)/python benchmarks/proof_bench.py $(or $(DATA),../shared/data)
+
+proof-runtime: $(DEV_STAMP) ## the runtime and the bundle held against their list, docs/proofs/runtime.md (two hours; strace, root)
+	-$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python benchmarks/proof_runtime.py
+
+check-aarch64: $(DEV_STAMP) ## the device wheel on aarch64, emulated by Debian's qemu-user (five minutes; Debian or Ubuntu)
+	$(BIN)/python benchmarks/aarch64_check.py
+
+device-wheel: $(RUN_STAMP) ## the part that runs on a device, as one file in dist/
+	$(BIN)/edgebert device-wheel --force -o dist
 
 clean: ## remove .venv and what the demo made
 	rm -rf $(VENV) runs

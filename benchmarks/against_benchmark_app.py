@@ -48,7 +48,7 @@ from edgebert.bundle import read_bundle
 from edgebert.errors import EdgebertError
 from edgebert.extras import require
 from edgebert.preprocess import RgbImage, load_image
-from edgebert.runtime.classifier import choices_for
+from edgebert.runtime.choice import choices_for
 
 BOUND = Bound(relative=0.03, absolute_ns=30_000)
 MEASURERS = ("edgebert", "benchmark_app", "benchmark_app, distinct inputs", "edgebert, one image")

@@ -35,7 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a child of a fork cannot us
 
 import torch
 
-from edgebert import _files
+from edgebert import _durable
 from edgebert._files import sha256_of_file
 from edgebert.data import Dataset, load_dataset
 from edgebert.train import DistillOptions, TrainOptions, checkpoint, checkpoint_from_data, checkpoint_from_teacher
@@ -181,7 +181,7 @@ def _instrument(count: Callable[[str], None]) -> None:
     """Call `count` before each optimizer step and write, and after each epoch; of this process, a child of a fork."""
     step, fsync = torch.optim.AdamW.step, os.fsync
     renames = {name: getattr(os, name) for name in ("rename", "replace")}
-    exchange = _files._exchange
+    exchange = _durable.exchange
 
     def counted_step(*arguments: object, **named: object) -> object:
         count("step")
@@ -202,7 +202,7 @@ def _instrument(count: Callable[[str], None]) -> None:
     os.fsync = counted_fsync  # type: ignore[assignment]
     for name, rename in renames.items():
         setattr(os, name, counting(rename))
-    _files._exchange = counting(exchange)
+    _durable.exchange = counting(exchange)
     HOOK[0] = lambda epoch, score: count("border")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 import edgebert
-from edgebert._files import check_file_is_free, check_not_input, staged_file
+from edgebert._files import Output, check_file_is_free, check_not_input, claimed, staged_together
 from edgebert._json import JsonObject
 from edgebert.calibration.calibrate import Calibration, ScaledGraph, calibrated
 from edgebert.calibration.comparison import ENGINES, Comparison, Validation
@@ -44,6 +44,7 @@ __all__ = ["QuantizeOptions", "QuantizeReport", "int8_graph_from_graph"]
 
 _log = logging.getLogger("edgebert")
 
+_TABLES = (".json", ".svg")  # of the sensitivity
 _VALIDATION_IMAGES = 2000  # a share of 99 % is known to ± 0.4 points then; more would only take longer
 # How many images compare the candidates: twice as many know a mean to 0.7 of the interval.
 _HELD_OUT_IMAGES: Mapping[Effort, int] = {"fast": 128, "standard": 512, "best": 1024}
@@ -65,8 +66,16 @@ def int8_graph_from_graph(
         InputNotFoundError, BadDataError: the source or the data are not what they must be, or the images are not real.
         EdgebertError: a linear could not be quantised, or the engines disagree; nothing is written.
         CannotWriteError: the output exists without `force`, or cannot be written.
+        LockedError: another process writes it.
     """
     options = options or QuantizeOptions()
+    with claimed(output, *_beside(output, options)):
+        return _int8_graph_from_graph(source, data, output, options)
+
+
+def _int8_graph_from_graph(
+    source: Path | str, data: str | Path, output: Path, options: QuantizeOptions
+) -> QuantizeReport:
     check_not_input(output, source)
     _check_outputs(output, options)
     graph = float_graph(Path(source), data, class_map=options.class_map, max_skipped=options.max_skipped)
@@ -97,11 +106,9 @@ def int8_graph_from_graph(
     new_card = _with_confidence(new_card, comparison, validating, options)
     placements = placements_text(decided.placements) if decided.placements.added else None
     content = bytes_of_model(with_metadata(decided.portable, new_card, examples_of_model(model), placements=placements))
-    _write_sensitivity(decided.layers, options)
     kept = decided.guard is None or decided.guard.held
     path = output if kept else _aside(output)
-    with staged_file(path, force=options.force) as staging:
-        staging.write_bytes(content)
+    _write(path, content, decided.layers, options)
     report = _report(path, content, decided, len(chosen), comparison)
     say_report(report, new_card)
     if decided.guard is not None and not decided.guard.held:
@@ -289,7 +296,7 @@ def _check_outputs(output: Path, options: QuantizeOptions) -> None:
         check_file_is_free(_aside(output), force=options.force)
     if options.sensitivity is not None:
         require("matplotlib")
-        for suffix in (".json", ".svg"):
+        for suffix in _TABLES:
             check_file_is_free(Path(options.sensitivity).with_suffix(suffix), force=options.force)
 
 
@@ -298,12 +305,22 @@ def _aside(output: Path) -> Path:
     return output.with_name(f"{output.name.removesuffix('.onnx')}.guard-failed.onnx")
 
 
-def _write_sensitivity(layers: tuple[LayerSensitivity, ...], options: QuantizeOptions) -> None:
-    if options.sensitivity is None:
-        return
-    from edgebert.calibration.sensitivity_chart import write_sensitivity
+def _beside(output: Path, options: QuantizeOptions) -> list[Path]:
+    """Return the names of what may be written with the graph."""
+    tables = [] if options.sensitivity is None else [Path(options.sensitivity).with_suffix(end) for end in _TABLES]
+    return [*([_aside(output)] if options.guard.on else []), *tables]
 
-    write_sensitivity(layers, Path(options.sensitivity), force=options.force)
+
+def _write(path: Path, graph: bytes, layers: tuple[LayerSensitivity, ...], options: QuantizeOptions) -> None:
+    """Write the graph and what is asked for beside it: all or none."""
+    files = {path: graph}
+    if options.sensitivity is not None:
+        from edgebert.calibration.sensitivity_chart import sensitivity_files
+
+        files.update(sensitivity_files(layers, Path(options.sensitivity)))
+    with staged_together(*(Output(path=each, force=options.force) for each in files)) as stagings:
+        for staging, content in zip(stagings, files.values(), strict=True):
+            staging.write_bytes(content)
 
 
 def _card(

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgebert._files import check_file_is_free, staged_file
+from edgebert._files import Output, check_file_is_free, staged_together
 from edgebert._json import JsonValue, dump_json
 from edgebert.calibration.sensitivity import LayerSensitivity
 from edgebert.extras import require
@@ -24,16 +24,25 @@ def write_sensitivity(layers: Sequence[LayerSensitivity], path: Path, *, force: 
         CannotWriteError: one exists without `force`, or cannot be written.
         UnavailableError: matplotlib is not installed.
     """
-    rows: list[JsonValue] = [layer.to_json() for layer in layers]
-    chart = path.with_suffix(".svg")
-    for each in (path, chart):  # both or none
+    files = sensitivity_files(layers, path)
+    for each in files:
         check_file_is_free(each, force=force)
-    drawing = sensitivity_svg(layers)
-    with staged_file(path, force=force) as staging:
-        staging.write_text(dump_json({"schema": SENSITIVITY_SCHEMA, "layers": rows}) + "\n")
-    with staged_file(chart, force=force) as staging:
-        staging.write_text(drawing)
+    with staged_together(*(Output(path=each, force=force) for each in files)) as stagings:
+        for staging, content in zip(stagings, files.values(), strict=True):
+            staging.write_bytes(content)
+    path, chart = files
     return path, chart
+
+
+def sensitivity_files(layers: Sequence[LayerSensitivity], path: Path) -> dict[Path, bytes]:
+    """Return the contents of `path` (.json) and of the chart beside it (.svg), in this order.
+
+    Raises:
+        UnavailableError: matplotlib is not installed.
+    """
+    rows: list[JsonValue] = [layer.to_json() for layer in layers]
+    table = dump_json({"schema": SENSITIVITY_SCHEMA, "layers": rows}) + "\n"
+    return {path: table.encode(), path.with_suffix(".svg"): sensitivity_svg(layers).encode()}
 
 
 def sensitivity_svg(layers: Sequence[LayerSensitivity]) -> str:

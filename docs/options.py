@@ -143,6 +143,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "min_agreement": "ours: `quantize` warns below it, too",
         "max_seconds": "12 interleaved rounds of 0.4 s are the usual, and slow models get five",
         "report": _SAFE,
+        "release": "not numbered: only who ships updates needs it",
         "weights": "8 bits are more exact, 7 are right where 8 saturate (edgebert.runtime.instructions)",
         "class_map": _SAFE,
         "max_skipped": "the recipe's",

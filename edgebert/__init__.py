@@ -24,14 +24,19 @@ if TYPE_CHECKING:
     from edgebert.errors import UnavailableError as UnavailableError
     from edgebert.preprocess import Preprocessing as Preprocessing
     from edgebert.preprocess import load_image as load_image
+    from edgebert.runtime.aio import AsyncClassifier as AsyncClassifier
     from edgebert.runtime.classifier import Classifier as Classifier
     from edgebert.runtime.classifier import Prediction as Prediction
+    from edgebert.runtime.counters import Counters as Counters
+    from edgebert.runtime.counters import prometheus_text as prometheus_text
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClassifier",
     "BadDataError",
     "Classifier",
+    "Counters",
     "Dataset",
     "EdgebertError",
     "Prediction",
@@ -40,11 +45,14 @@ __all__ = [
     "UnavailableError",
     "load_dataset",
     "load_image",
+    "prometheus_text",
 ]
 
 _HOME = {
+    "AsyncClassifier": "edgebert.runtime.aio",
     "BadDataError": "edgebert.errors",
     "Classifier": "edgebert.runtime.classifier",
+    "Counters": "edgebert.runtime.counters",
     "Dataset": "edgebert.data",
     "EdgebertError": "edgebert.errors",
     "Prediction": "edgebert.runtime.classifier",
@@ -53,6 +61,7 @@ _HOME = {
     "UnavailableError": "edgebert.errors",
     "load_dataset": "edgebert.data",
     "load_image": "edgebert.preprocess",
+    "prometheus_text": "edgebert.runtime.counters",
 }
 
 

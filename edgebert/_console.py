@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgebert.errors import INTERRUPTED_EXIT_CODE, EdgebertError
+from edgebert.errors import INTERRUPTED_EXIT_CODE, EdgebertError, MemoryExhaustedError
 
 if TYPE_CHECKING:
     from edgebert._json import JsonObject
@@ -106,6 +106,12 @@ def run_command(command: Callable[[], int], *, debug: bool, as_json: bool) -> in
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return INTERRUPTED_EXIT_CODE
+    except MemoryError:
+        exhausted = MemoryExhaustedError(
+            "memory ran out", expected="enough of it for this input", hint="free some, or give it less to do"
+        )
+        _tell_error(exhausted, as_json=as_json)
+        return exhausted.exit_code
     except BrokenPipeError:
         # The reader of our output left (`edgebert … | head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

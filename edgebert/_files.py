@@ -1,33 +1,46 @@
 """Writing so that a final name only ever holds a complete artefact.
 
-Write beside, fsync, rename. A staging name is `.NAME.staging-…`; whoever writes NAME next, under its lock, removes what
-an interrupted run left. Locks live in the temporary folder and die with their process, so none is ever stale.
+Write beside, fsync, rename (`edgebert._durable`). A staging name is `.NAME.staging-…`; whoever writes NAME next, under its lock,
+removes what an interrupted run left. Locks live in the temporary folder and die with their process, so none is ever stale; they keep
+apart the processes of one user that share `TMPDIR` on one computer, and nobody else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import fnmatch
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebert._durable import (
+    ASIDE_SUFFIX,
+    Move,
+    finish,
+    make_folders,
+    put_in_place,
+    restore,
+    staging_prefix,
+    sync,
+    sync_tree,
+)
 from edgebert._json import parse_json_object
 from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, LockedError, UsageError
 
 if sys.platform != "win32":
     import fcntl
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h
+_held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())  # locks of this thread's callers
+_descriptors: set[int] = set()  # of this process's locks
 
 
 def sha256_of_file(path: Path) -> str:
@@ -96,10 +109,25 @@ class FolderKind:
                 schema = None
             if not isinstance(schema, str) or not schema.startswith(self.schema):
                 return f"holds a `{self.marker}` of something else"
-        for entry in sorted(path.iterdir()):
-            if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self.holds):
-                return f"holds `{entry.name}`"
+        for name in names_in(path):
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.holds):
+                return f"holds `{name}`"
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One of several outputs that get their names together.
+
+    Attributes:
+        path: the final name.
+        force: replace what is there: a file, or a folder of this kind.
+        kind: of a folder; None of a file.
+    """
+
+    path: Path
+    force: bool
+    kind: FolderKind | None = None
 
 
 @contextlib.contextmanager
@@ -111,22 +139,11 @@ def staged_file(path: Path, *, force: bool) -> Iterator[Path]:
         force: replace an existing file. A folder is never replaced.
 
     Raises:
-        CannotWriteError: `path` exists without `force`, is a folder, or cannot be written.
+        CannotWriteError: `path` exists without `force`, is a folder, or cannot be written; what was there is there.
         LockedError: another process is writing the same output.
     """
-    with _writing(path) as parent:
-        if path.is_dir():
-            raise CannotWriteError(f"`{path}` is a folder", expected="the name of a file to write")
-        if path.exists() and not force:
-            raise _exists(path)
-        staging = parent / f"{_staging_prefix(path)}{os.getpid()}{path.suffix}"
-        try:
-            yield staging
-            _fsync(staging)
-            staging.replace(path)
-            _fsync(parent)
-        finally:
-            staging.unlink(missing_ok=True)
+    with staged_together(Output(path=path, force=force)) as (staging,):
+        yield staging
 
 
 @contextlib.contextmanager
@@ -140,34 +157,67 @@ def staged_folder(path: Path, *, force: bool, kind: FolderKind) -> Iterator[Path
         kind: how a folder that this command made is known.
 
     Raises:
-        CannotWriteError: `path` exists without `force`, is something else, or cannot be written.
+        CannotWriteError: `path` exists without `force`, is something else, or cannot be written; what was there is there.
         LockedError: another process is writing the same output.
     """
-    with _writing(path) as parent:
-        check_folder_is_free(path, force=force, kind=kind)
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(path), dir=parent))
-        staging.chmod(0o777 & ~_umask())
+    with staged_together(Output(path=path, force=force, kind=kind)) as (staging,):
+        yield staging
+
+
+@contextlib.contextmanager
+def staged_together(*outputs: Output) -> Iterator[tuple[Path, ...]]:
+    """Yield a path for each of several outputs, the main one first; on success all get their names, on any exception none.
+
+    A call that is killed before they have is undone by the next one of the same main output, or finished where everything
+    was written already: call `claimed` with all of them before looking what is there.
+
+    Raises:
+        CannotWriteError: as `staged_file` and `staged_folder` do.
+        LockedError: another process is writing one of them.
+    """
+    with contextlib.ExitStack() as stack:
+        stagings = tuple(stack.enter_context(_staged(output)) for output in outputs)
+        yield stagings
+        for output, staging in zip(outputs, stagings, strict=True):
+            _sync_staged(output, staging)
+        moves = [
+            Move(staging=staging, final=staging.with_name(output.path.name))
+            for output, staging in zip(outputs, stagings, strict=True)
+        ]
+        put_in_place(moves, _journal_of(moves[0].final))
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *together: Path) -> Iterator[None]:
+    """Hold the locks of a command's outputs for its whole run, and settle what a killed call of it left.
+
+    Args:
+        path: the main output, a file or a folder.
+        together: what `staged_together` writes with it.
+
+    Raises:
+        LockedError: another process is writing one of them.
+        CannotWriteError: what was left cannot be cleared away.
+    """
+    outputs = [_place(each) for each in (path, *together)]
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(locked(output))
         try:
-            yield staging
-            for entry in sorted(staging.rglob("*"), reverse=True):
-                if entry.is_file():  # some libraries write files that only their owner can read
-                    entry.chmod(0o666 & ~_umask())
-                _fsync(entry)
-            _fsync(staging)
-            if path.exists():
-                _exchange(staging, path)
-            else:
-                staging.rename(path)
-            _fsync(parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            if any(_left_beside(output) for output in outputs):
+                finish(_journal_of(outputs[0]), outputs)
+                for output in outputs:
+                    _clear(output)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        yield
 
 
 def check_file_is_free(path: Path, *, force: bool) -> None:
     """Raise `CannotWriteError` where `staged_file` would, before any long work is done."""
     if path.is_dir():
         raise CannotWriteError(f"`{path}` is a folder", expected="the name of a file to write")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:  # a link to nowhere is somebody's as well
         raise _exists(path)
 
 
@@ -194,7 +244,7 @@ def check_folder_is_free(path: Path, *, force: bool, kind: FolderKind) -> None:
         raise CannotWriteError(
             f"`{path}` is the current folder, or holds it", expected="the name of a folder to write", hint="-o NAME"
         )
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or not names_in(path):
         return
     if not force:
         raise _exists(path)
@@ -204,6 +254,18 @@ def check_folder_is_free(path: Path, *, force: bool, kind: FolderKind) -> None:
             f"`{path}` {stranger}, so it was not made by this command and is not replaced, `--force` or not",
             hint="choose another name with `-o`",
         )
+
+
+def names_in(path: Path) -> list[str]:
+    """Return the names in an output folder, sorted.
+
+    Raises:
+        CannotWriteError: it cannot be listed.
+    """
+    try:
+        return sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 def check_not_input(output: Path, *inputs: Path | str) -> None:
@@ -217,89 +279,184 @@ def check_not_input(output: Path, *inputs: Path | str) -> None:
             raise UsageError(f"the output `{output}` is an input as well", hint="choose another name with `-o`")
 
 
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock on output `path`; it dies with the process.
+    """Hold the lock on output `path`; it dies with the process. Whoever holds it may take it again.
 
     Raises:
-        LockedError: another process holds it.
+        LockedError: another process, or another thread, holds it.
+        CannotWriteError: there can be no lock.
     """
     if sys.platform == "win32":  # the workbench is Linux; a device only reads
         yield
         return
-    folder = Path(tempfile.gettempdir()) / f"edgebert-locks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
-    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if name in _held.get():
+        yield
+        return
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace") or "unknown"
-            raise LockedError(
-                f"`{path}` is being written by another process ({holder})", hint="wait for it, or write to another name"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()}".encode(), 0)
+        descriptor = os.open(_lock_folder() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CannotWriteError(f"cannot lock `{path}`: {error.strerror or error}", hint="set TMPDIR") from error
+    _descriptors.add(descriptor)
+    token = _held.set(_held.get() | {name})
+    taken = False
+    try:
+        _lock(descriptor, path)
+        taken = True
         yield
     finally:
-        os.close(descriptor)
+        _held.reset(token)
+        if descriptor in _descriptors:  # else this is a forked child, which never had the lock
+            _descriptors.remove(descriptor)
+            if taken:
+                with contextlib.suppress(OSError):  # only what the next loser is told
+                    os.ftruncate(descriptor, 0)
+            with contextlib.suppress(OSError):  # it is closed, whatever it says
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockedError(
+            f"`{path}` is being written by another process ({lock_holder(descriptor)})",
+            hint="wait for it, or write to another name",
+        ) from error
+    except OSError as error:
+        raise CannotWriteError(f"cannot lock `{path}`: {error.strerror or error}", hint="set TMPDIR") from error
+    with contextlib.suppress(OSError):  # only what the loser is told
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()}".encode(), 0)
+
+
+def lock_holder(descriptor: int) -> str:
+    """Return what the holder of a lock wrote into its file.
+
+    Who took it this moment is about to write that down, over nothing, or over what a killed holder left.
+    """
+    for _ in range(20):
+        time.sleep(0.02)
+        holder = os.pread(descriptor, 300, 0).decode("utf-8", "replace").strip()
+        if holder:
+            return holder
+    return "an unknown process"
+
+
+def _lock_folder() -> Path:
+    """Return the folder of this user's locks, which nobody else can have made."""
+    folder = Path(tempfile.gettempdir()) / f"edgebert-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise OSError(f"`{folder}` belongs to somebody else")
+    return folder
+
+
+def _release_in_child() -> None:
+    """Close the locks in a forked child: a worker that outlives its killed parent must not hold them."""
+    for descriptor in _descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _descriptors.clear()
+    _held.set(frozenset())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
+
+
+@contextlib.contextmanager
+def _staged(output: Output) -> Iterator[Path]:
+    """Yield where one output is written to; nothing is left of it but what got its name."""
+    path = output.path
+    with _writing(path) as place:
+        if output.kind is None:
+            check_file_is_free(path, force=output.force)
+            staging = place.with_name(f"{staging_prefix(place)}{os.getpid()}{path.suffix}")
+        else:
+            check_folder_is_free(path, force=output.force, kind=output.kind)
+            staging = place.with_name(f"{staging_prefix(place)}{secrets.token_hex(4)}")
+        try:
+            if output.kind is not None:
+                staging.mkdir()
+            yield staging
+        finally:
+            _remove(staging)
+
+
+def _sync_staged(output: Output, staging: Path) -> None:
+    """Wait until what was staged is on the disk, with the modes that the umask gives."""
+    try:
+        if output.kind is None:
+            sync(staging)
+            return
+        mode = staging.stat().st_mode & 0o666
+        for entry in staging.rglob("*"):
+            # Some libraries write files that only their owner can read.
+            if entry.is_file() and not entry.is_symlink() and stat.S_IMODE(entry.stat().st_mode) != mode:
+                entry.chmod(mode)
+        sync_tree(staging)
+    except OSError as error:
+        raise _cannot_write(output.path, error) from error
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """Make the parent, take the lock, remove what an interrupted run left, and turn OSError into CannotWriteError."""
-    parent = path.absolute().parent
+    """Yield a name's place; make its folder, lock it, remove what a killed call left, turn OSError into CannotWriteError."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        place = _place(path)
+        make_folders(place.parent)
         with locked(path):
-            for entry in parent.iterdir():
-                if entry.name.startswith(_staging_prefix(path)):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            yield parent
+            _clear(place)
+            yield place
     except OSError as error:
-        raise CannotWriteError(f"cannot write `{path}`: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
 
 
-def _staging_prefix(path: Path) -> str:
-    return f".{path.name}.staging-"
+def _place(path: Path) -> Path:
+    """Return a name in its real folder; a link at the name itself is the name."""
+    return path.parent.resolve() / path.name
+
+
+def _left_beside(final: Path) -> list[Path]:
+    """Return what earlier calls left beside an output."""
+    try:
+        return [entry for entry in final.parent.iterdir() if entry.name.startswith(staging_prefix(final))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _clear(final: Path) -> None:
+    """Remove what an interrupted run left beside an output, or give the old folder its name back."""
+    left = _left_beside(final)
+    for entry in left:
+        if entry.is_dir() and entry.name.endswith(ASIDE_SUFFIX):
+            restore(entry, final)
+    for entry in left:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _remove(staging: Path) -> None:
+    """Remove what is left of a staging name; what cannot be removed is left to the next call."""
+    with contextlib.suppress(OSError):
+        if staging.is_dir() and not staging.is_symlink():
+            shutil.rmtree(staging, ignore_errors=True)
+        else:
+            staging.unlink(missing_ok=True)
+
+
+def _journal_of(final: Path) -> Path:
+    return final.with_name(f"{staging_prefix(final)}journal")
+
+
+def _cannot_write(path: Path, error: OSError) -> CannotWriteError:
+    return CannotWriteError(f"cannot write `{path}`: {error.strerror or error}")
 
 
 def _exists(path: Path) -> CannotWriteError:
     return CannotWriteError(f"`{path}` exists", hint="add `--force` to replace it, or choose another name with `-o`")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _exchange(first: Path, second: Path) -> None:
-    """Swap two folders in one step (Linux `renameat2`), so that the final name is never missing."""
-    if sys.platform == "linux":
-        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # some C libraries lack it
-        arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
-        if renameat2 is not None and renameat2(*arguments) == 0:
-            return
-    # A file system without the exchange: two renames, the old one back if the second fails.
-    aside = first.with_name(first.name + ".old")
-    second.rename(aside)
-    try:
-        first.rename(second)
-    except OSError:
-        aside.rename(second)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -35,6 +35,28 @@ ClassMap = Annotated[
     list[str] | None,
     typer.Option(metavar="THEIRS=OURS", help="A class name in the data and the model's name for it; repeatable."),
 ]
+Signers = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Allowed signers (OpenSSH), one of whom must have signed.", show_default="none"),
+]
+Identity = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="The one of --signers who must have signed.", show_default="any of them"),
+]
+Revoked = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keys that are not believed any more, with --signers.", show_default="none"),
+]
+InstallationFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The installation's folder.", show_default=False)
+]
+SelfTest = Annotated[
+    Literal["now", "later"], typer.Option(help="later: at the first opening, for an image that is made elsewhere.")
+]
+SelfTestTimeout = Annotated[float, typer.Option(metavar="SECONDS", help="Of the self-test.")]
+SelfTestTarget = Annotated[
+    str | None, typer.Option(help="The form that the self-test opens.", show_default="the first that fits")
+]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
 Threads = Annotated[int, typer.Option(help="Threads of the backend; 0 for the physical cores.")]
 MaxSkipped = Annotated[float, typer.Option(help="Largest share of unreadable images before the run stops.")]

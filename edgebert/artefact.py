@@ -10,15 +10,20 @@ from typing import Literal
 
 from edgebert._files import read_input, sha256_of_path
 from edgebert._json import JsonObject, JsonValue
+from edgebert.archive import ARCHIVE_SUFFIX
 from edgebert.bench.graph_card import graph_card
 from edgebert.bench.result import read_result
 from edgebert.bundle import read_bundle
 from edgebert.card import ModelCard, Provenance
 from edgebert.card_io import read_checkpoint_card
-from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError
+from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, UsageError
 from edgebert.extras import require
+from edgebert.install import is_installation, verify_installation
+from edgebert.manifest import BundleForm
+from edgebert.runtime.choice import misfits_of
 from edgebert.runtime.classifier import Classifier
 from edgebert.runtime.instructions import int8_instructions, saturates
+from edgebert.signing import SignaturePolicy, signature_text
 
 _log = logging.getLogger("edgebert")
 
@@ -108,13 +113,15 @@ def kind_of(path: Path) -> Kind:
             return "bundle"
         if (path / "config.json").exists():
             return "checkpoint"
+    elif path.suffix == ARCHIVE_SUFFIX:
+        return "bundle"
     elif path.suffix == ".onnx":
         return "graph"
     elif path.suffix == ".json":
         return "result"
     raise BadDataError(
         f"`{path}` is no artefact",
-        expected="a checkpoint folder (config.json), a graph (.onnx), a bundle (manifest.json) or a result (.json)",
+        expected="a checkpoint folder (config.json), a graph (.onnx), a bundle (manifest.json, or a .zip of one) or a result (.json)",
     )
 
 
@@ -139,17 +146,30 @@ def describe(path: Path) -> Description:
     )
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: Path, signers: SignaturePolicy | None = None) -> list[str]:
     """Check an artefact as its users would meet it, and return one line for each thing that held.
 
-    A bundle: hashes, manifest, and every canary on every form that can run here. A graph: its structure, its card, and
+    A bundle: who signed it, hashes, manifest, and every canary on every form that can run here. An installation: its
+    signature policy, and its current bundle. A graph: its structure, its card, and
     the INT8 rules where it is quantised. A checkpoint: it loads, and its weights are finite. A result: its schema, and
     that its samples are the ones it was made from.
+
+    Args:
+        path: the artefact.
+        signers: whose signature a bundle must have; None only says which key signed it, if one did.
 
     Raises:
         EdgebertError: the first thing that did not hold.
     """
-    return _VERIFIERS[kind_of(path)](path)
+    if is_installation(path):
+        current, held = verify_installation(path, signers)
+        return held + _verify_bundle(current)
+    kind = kind_of(path)
+    if kind == "bundle":
+        return [signature_text(path, signers), *_VERIFIERS[kind](path)]
+    if signers is not None:
+        raise UsageError(f"`{path}` is a {kind}, which carries no signature", expected="a bundle")
+    return _VERIFIERS[kind](path)
 
 
 def predict_files(
@@ -162,6 +182,15 @@ def predict_files(
     """
     with Classifier(bundle, target=target, threads=threads) as classifier:
         return [_answer(classifier, file) for file in files]
+
+
+def text_of_answers(answers: Sequence[FileAnswer]) -> str:
+    """Return one line for each file: its name, what is said of it, the score, and whether that is too low to answer."""
+    return "\n".join(
+        f"{answer.file}\t{'|'.join(answer.labels or ()) or '-'}\t{'-' if answer.score is None else format(answer.score, '.4f')}"
+        + ("\tabstained" if answer.abstained else "")
+        for answer in answers
+    )
 
 
 def _answer(classifier: Classifier, file: Path) -> FileAnswer:
@@ -208,10 +237,21 @@ def _read_bundle(path: Path) -> tuple[ModelCard, JsonObject]:
     manifest = bundle.manifest
     return manifest.card, {
         "digest": bundle.digest,
+        "release": manifest.release,
+        "signed": bundle.signature is not None,
+        "made_by": manifest.made_by,
         "precision": manifest.precision,
         "forms": [form.to_json() for form in manifest.forms],
+        "made_for": {form.target: form.conditions.to_text() for form in manifest.forms},
+        "fits_here": {form.target: _fit(form) for form in manifest.forms},
         "canaries": {canary.file: "|".join(canary.labels) for canary in manifest.canaries},
     }
+
+
+def _fit(form: BundleForm) -> str:
+    """Return `yes`, or why a form does not fit this computer."""
+    reasons = misfits_of(form)
+    return f"no: {'; '.join(reasons)}" if reasons else "yes"
 
 
 def _read_result(path: Path) -> tuple[None, JsonObject]:
@@ -335,5 +375,7 @@ def _short(value: JsonValue) -> str:
         return ", ".join(_short(entry) for entry in value)
     if isinstance(value, dict):
         named = value.get("target")
-        return f"{named} ({value['backend']})" if named else ", ".join(f"{key} {entry}" for key, entry in value.items())
+        return (
+            f"{named} ({value['backend']})" if named else "; ".join(f"{key}: {entry}" for key, entry in value.items())
+        )
     return str(value)

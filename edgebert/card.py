@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from edgebert._json import Fields, JsonObject, JsonValue
+from edgebert._json import Fields, JsonObject, JsonValue, is_plain_text, shown
 from edgebert.confidence import Confidence
 from edgebert.errors import BadDataError
 from edgebert.preprocess import Preprocessing
@@ -236,16 +236,19 @@ class ModelCard:
 
 
 def check_class_names(names: tuple[str, ...]) -> None:
-    """Raise `BadDataError` unless there are at least two names, all different, none empty."""
+    """Raise `BadDataError` unless there are at least two names, all different, none empty, none with control characters."""
     if len(names) < 2:
         raise BadDataError(f"{len(names)} class(es): {', '.join(names) or 'none'}", expected="at least two classes")
     if len(names) > MAX_CLASSES:
         raise BadDataError(f"{len(names):,} classes", expected=f"at most {MAX_CLASSES:,}")
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise BadDataError(f"class name `{twice[0]}` appears more than once")
+        raise BadDataError(f"class name `{shown(twice[0])}` appears more than once")
     if not all(name.strip() for name in names):
         raise BadDataError("a class name is empty")
+    odd = next((name for name in names if not is_plain_text(name)), None)
+    if odd is not None:
+        raise BadDataError(f"a class is called `{shown(odd)}`", expected="a name without control characters")
 
 
 def hash_of_hashes(hashes: Iterable[str]) -> str:

@@ -553,6 +553,9 @@ def compile_(
         Literal["auto", "8-bit", "7-bit"],
         typer.Option(help="Of INT8 on x86. auto: 7-bit where this CPU has no VNNI or AMX, and 8 bits would saturate."),
     ] = "auto",
+    release: Annotated[
+        int, typer.Option(help="Number of the product's bundle, from 1 on; devices refuse to go back to a lower one.")
+    ] = 0,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -577,12 +580,41 @@ def compile_(
             max_seconds=max_seconds,
             report=report,
             weights=weights,
+            release=release,
             class_map=class_map_from(class_map),
             max_skipped=max_skipped,
             force=force,
         )
         made = bundle_from_graph(graph, output, options)
         show(plain(made), made.to_text(), as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def pack(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, signed or not.", show_default=False)],
+    output: _flags.Output,
+    force: _flags.Force = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Write a bundle as one .zip file, for transport; every command that takes a bundle takes it as well."""
+
+    def command() -> int:
+        from edgebert.archive import write_archive
+        from edgebert.bundle import read_bundle
+
+        read = read_bundle(bundle)
+        size = write_archive(read, output, force=force)
+        data: JsonObject = {
+            "path": str(output),
+            "digest": read.digest,
+            "signed": read.signature is not None,
+            "size_bytes": size,
+        }
+        signed = "signed" if read.signature is not None else "not signed"
+        show(data, f"{output}: {size:,} bytes, digest {read.digest}, {signed}", as_json=as_json)
         return 0
 
     _call(command, as_json=as_json)
@@ -839,15 +871,10 @@ def predict(
     """Classify image files; one line each: file, class (several joined by `|`), highest score, `abstained` where it is so."""
 
     def command() -> int:
-        from edgebert.artefact import predict_files
+        from edgebert.artefact import predict_files, text_of_answers
 
         answers = predict_files(bundle, images, target=target, threads=threads)
-        rows = [
-            f"{answer.file}\t{'|'.join(answer.labels or ()) or '-'}\t{'-' if answer.score is None else format(answer.score, '.4f')}"
-            + ("\tabstained" if answer.abstained else "")
-            for answer in answers
-        ]
-        show({"predictions": [plain(answer) for answer in answers]}, "\n".join(rows), as_json=as_json)
+        show({"predictions": [plain(answer) for answer in answers]}, text_of_answers(answers), as_json=as_json)
         return max(answer.exit_code for answer in answers)
 
     _call(command, as_json=as_json)
@@ -875,17 +902,205 @@ def inspect(
 @app.command()
 def verify(
     artefact: Annotated[
-        Path, typer.Argument(metavar="ARTEFACT", help="Checkpoint, graph, bundle or result.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="ARTEFACT", help="Checkpoint, graph, bundle, installation or result.", show_default=False
+        ),
     ],
+    signers: _flags.Signers = None,
+    identity: _flags.Identity = None,
+    revoked: _flags.Revoked = None,
+    model_signing: Annotated[
+        bool, typer.Option("--model-signing", help="Check the OpenSSF model signature beside a bundle as well.")
+    ] = False,
+    public_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of --model-signing, a PEM file.", show_default="none")
+    ] = None,
     as_json: _flags.Json = False,
 ) -> None:
-    """Check an artefact as its users would meet it: hashes, canaries, rules."""
+    """Check an artefact as its users would meet it: signature, hashes, canaries, rules."""
 
     def command() -> int:
         from edgebert.artefact import verify as verified
+        from edgebert.openssf import check_model_signature
+        from edgebert.signing import policy_from
 
-        held = verified(artefact)
+        held = check_model_signature(artefact, public_key) if model_signing or public_key else []
+        held += verified(artefact, policy_from(signers, identity, revoked))
         show({"artefact": str(artefact), "held": held}, "\n".join(held), as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="NAME.edgebert", show_default=False)],
+    key: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="An SSH private key; or a public one whose private half is in the SSH agent. Of --model-signing a PEM file.",
+            show_default=False,
+        ),
+    ],
+    model_signing: Annotated[
+        bool,
+        typer.Option(
+            "--model-signing", help="Write an OpenSSF model signature beside the bundle instead (extra sign)."
+        ),
+    ] = False,
+    force: _flags.Force = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Sign a bundle with an SSH key, so that a device can tell who answers for it."""
+
+    def command() -> int:
+        from edgebert.openssf import sign_model
+        from edgebert.signing import sign_bundle
+
+        if model_signing:
+            written = sign_model(bundle, key, force=force)
+            show({"path": str(written)}, f"{written}: the model signature of {bundle}", as_json=as_json)
+            return 0
+        fingerprint = sign_bundle(bundle, key, force=force)
+        show({"bundle": str(bundle), "key": fingerprint}, f"{bundle}: signed with {fingerprint}", as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def install(
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE", help="NAME.edgebert, packed or not; - for a packed one on stdin.", show_default=False
+        ),
+    ],
+    to: Annotated[
+        Path,
+        typer.Option("--to", metavar="DIR", help="The installation's folder; made if missing.", show_default=False),
+    ],
+    self_test: _flags.SelfTest = "now",
+    timeout: _flags.SelfTestTimeout = 120.0,
+    target: _flags.SelfTestTarget = None,
+    signers: _flags.Signers = None,
+    identity: _flags.Identity = None,
+    revoked: _flags.Revoked = None,
+    require_signature: Annotated[
+        bool,
+        typer.Option(
+            "--require-signature", help="From now on every bundle there must be signed, whenever it is opened."
+        ),
+    ] = False,
+    weaken_policy: Annotated[
+        bool,
+        typer.Option(
+            "--weaken-policy",
+            help="Let these signature options replace stricter ones; without any, demand no signatures any more.",
+        ),
+    ] = False,
+    allow_downgrade: Annotated[
+        bool, typer.Option("--allow-downgrade", help="Accept an older release, or a bundle that was replaced there.")
+    ] = False,
+    allow_bad: Annotated[
+        bool, typer.Option("--allow-bad", help="Accept a bundle that failed there and is marked bad.")
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER@HOST[:PORT]",
+            help="Install on this device, over SSH; --to is a folder there.",
+            show_default="this computer",
+        ),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="With --host: the device's Python.", show_default="python3")
+    ] = None,
+    as_json: _flags.Json = False,
+) -> None:
+    """Put a bundle in place, here or on a device, after its self-test and in one step; what was there stays the previous one."""
+
+    def command() -> int:
+        from edgebert.install import InstallOptions, install
+
+        options = InstallOptions(
+            self_test=self_test,
+            timeout=timeout,
+            target=target,
+            allow_downgrade=allow_downgrade,
+            allow_bad=allow_bad,
+            signers=signers,
+            identity=identity,
+            revoked=revoked,
+            require_signature=require_signature,
+            weaken_policy=weaken_policy,
+        )
+        if host is not None:
+            from edgebert.remote.install import install_on
+
+            there = install_on(host, bundle, str(to), options, python=python or "python3")
+            show(there.to_json(), there.to_text(), as_json=as_json)
+            return 0
+        if python is not None:
+            raise UsageError("`--python` is the Python of a device", hint="--host USER@HOST")
+        report = install(bundle, to, options)
+        show(report.to_json(), report.to_text(), as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    path: _flags.InstallationFolder,
+    self_test: _flags.SelfTest = "now",
+    timeout: _flags.SelfTestTimeout = 120.0,
+    target: _flags.SelfTestTarget = None,
+    as_json: _flags.Json = False,
+) -> None:
+    """Make the previous bundle of an installation current again; a second time goes forward again."""
+
+    def command() -> int:
+        from edgebert.install import rollback
+
+        report = rollback(path, self_test=self_test, timeout=timeout, target=target)
+        show(report.to_json(), report.to_text(), as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command()
+def status(path: _flags.InstallationFolder, as_json: _flags.Json = False) -> None:
+    """Say what is installed in a folder, what went bad there, and whose signatures it demands."""
+
+    def command() -> int:
+        from edgebert.install import status
+
+        report = status(path)
+        show(report.to_json(), report.to_text(), as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@app.command(name="device-wheel")
+def device_wheel(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder it is written to.", show_default=False)
+    ],
+    force: _flags.Force = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Write the device wheel: the part of edgebert that runs on a device, straight from the file or installed by pip."""
+
+    def command() -> int:
+        from edgebert.remote.device_wheel import write_device_wheel
+
+        path = write_device_wheel(output, force=force)
+        show({"path": str(path)}, str(path), as_json=as_json)
         return 0
 
     _call(command, as_json=as_json)

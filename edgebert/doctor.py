@@ -12,11 +12,13 @@ from pathlib import Path
 
 from edgebert import __version__
 from edgebert.extras import EXTRAS, FLOORS, below_floor, install_command, installed_version, require
+from edgebert.fingerprint import gpu_facts, machine
 from edgebert.runtime.instructions import cpu_flags, int8_instructions
 from edgebert.target import TARGETS, Target
 
 # Flags that decide which INT8 kernels a CPU runs (compression.md, sections 5.4 and 6.1).
 INT8_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+_COMPILED_FOR = tuple(dict.fromkeys(target.backend for target in TARGETS.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,8 @@ def target_states() -> list[TargetState]:
 
 
 def computer() -> dict[str, str]:
-    """Return what decides speed and precision here: system, CPU, its INT8 instructions, Python."""
-    flags = cpu_flags()
+    """Return what decides speed and precision here, and which forms fit: system, CPU, its INT8 instructions, GPU, backends."""
+    flags, gpu = cpu_flags(), gpu_facts().to_text()
     return {
         "edgebert": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -67,6 +69,15 @@ def computer() -> dict[str, str]:
             for backend in ("onnxruntime", "openvino")
             if installed_version(backend)
         },
+        **({"nvidia": gpu} if gpu else {}),
+        # What a form's fingerprint is compared with, in its own words.
+        "forms that fit": ", ".join(
+            (
+                f"os {platform.system().lower()}",
+                f"machine {machine()}",
+                *(f"{name} {version}" for name in _COMPILED_FOR if (version := installed_version(name))),
+            )
+        ),
     }
 
 

@@ -16,7 +16,12 @@ from types import ModuleType
 from edgebert.errors import UnavailableError
 
 # Module name -> distribution name, where they differ.
-DISTRIBUTIONS = {"PIL": "Pillow", "sklearn": "scikit-learn", "mlperf_loadgen": "mlcommons-loadgen"}
+DISTRIBUTIONS = {
+    "PIL": "Pillow",
+    "OpenSSL": "pyOpenSSL",
+    "sklearn": "scikit-learn",
+    "mlperf_loadgen": "mlcommons-loadgen",
+}
 
 # Extra -> the modules it brings, in the order `doctor` lists them.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -29,7 +34,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("matplotlib", "jinja2"),
     "remote": ("asyncssh",),
     "tune": ("optuna",),
-    "sign": ("model_signing",),
+    "sign": ("model_signing", "OpenSSL"),
     "peers": ("nncf",),
     "loadgen": ("mlperf_loadgen",),
 }
@@ -57,9 +62,10 @@ FLOORS = {
     "tomli": "2.0",
     "matplotlib": "3.9",
     "jinja2": "3.1.6",
-    "asyncssh": "2.23.1",
+    "asyncssh": "2.24",
     "optuna": "4.0",
     "model_signing": "1.1",
+    "OpenSSL": "24.0",
     "mlperf_loadgen": "6.0.17",
 }
 

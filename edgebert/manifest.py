@@ -8,18 +8,20 @@ Everything here is read before any model parser runs, and everything that can be
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 
-from edgebert._json import Fields, JsonObject, JsonValue
+from edgebert._json import Fields, JsonObject, JsonValue, depth_of, dump_json, shown
 from edgebert.card import ModelCard
 from edgebert.decisions import decisions, said_names, spoken
 from edgebert.errors import BadDataError
 from edgebert.examples import labels_from_json, labels_to_json
+from edgebert.fingerprint import Fingerprint
 from edgebert.target import TARGETS, Backend
 
 BUNDLE_SCHEMA = "edgebert.bundle/1"
@@ -27,6 +29,16 @@ GRAPH_FILE = "model.onnx"
 MIN_CANARIES = 3
 MAX_CANARIES = 8
 WEIGHT_BITS = (8, 7)
+MAX_RELEASE = (1 << 53) - 1  # the largest integer that JSON means the same in every language (RFC 8259, section 6)
+MAX_FORMS = 16
+MAX_DEPTH = 16  # of objects and lists in each other; each stage of the provenance is counted on its own
+
+# What a bundle may ask of its readers (`Manifest.requires`) and this version knows.
+FEATURES: frozenset[str] = frozenset()
+
+# The widest tolerance that is believed, as a share of a row's range: `tolerance_of` gives 10 % at most, and a self-test that lets
+# every logit move by a quarter tests little.
+_WIDEST_TOLERANCE = 0.25
 
 Precision = Literal["fp32", "int8"]
 
@@ -40,12 +52,14 @@ class BundleForm:
         backend: the runner that executes it.
         device: the backend's own name of the device.
         files: names inside the bundle; the runner sees their last parts, such as `model.xml` and `model.bin`.
-        machine: the processor architecture it fits, such as `x86_64`; None where it fits any.
+        machine: the processor architecture it fits, such as `x86_64`; None where it fits any. All that edgebert 0.1.0 asks, and
+            the same as in `fingerprint` where there is one.
         disabled_optimizers: graph optimisations its backend must not do.
         versions: package -> version of what made it.
         notes: what the compiler said of it.
         weight_bits: of an INT8 form: 8 for weights in [-127, 127], 7 for [-63, 63], which no CPU's int8 products saturate
             with; None of an FP32 form.
+        fingerprint: what it asks of a computer; None in a bundle of edgebert 0.1.0, which asks for `machine` alone.
     """
 
     target: str
@@ -57,11 +71,17 @@ class BundleForm:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     weight_bits: int | None = None
+    fingerprint: Fingerprint | None = None
 
     @property
     def engine(self) -> str:
         """The key of this form's logits in `Canary.logits`."""
         return engine_name(self.backend, self.device)
+
+    @property
+    def conditions(self) -> Fingerprint:
+        """What it asks of a computer, whichever version wrote it."""
+        return Fingerprint(machine=self.machine) if self.fingerprint is None else self.fingerprint
 
     def to_json(self) -> JsonObject:
         """Return the fields as a JSON object."""
@@ -75,6 +95,7 @@ class BundleForm:
             "versions": dict(self.versions),
             "notes": list(self.notes),
             **({} if self.weight_bits is None else {"weight_bits": self.weight_bits}),
+            **({} if self.fingerprint is None else {"fingerprint": self.fingerprint.to_json()}),
         }
 
     @classmethod
@@ -95,17 +116,26 @@ class BundleForm:
                     f"{fields.what} has {bits} bits in its weights, and the bundle is {precision}",
                     expected="8 or 7 of an INT8 bundle, and none of an FP32 one",
                 )
+        machine, fingerprint = fields.optional_text("machine"), None
+        if "fingerprint" in fields.value:
+            fingerprint = Fingerprint.from_fields(fields.fields("fingerprint"))
+            if fingerprint.machine != machine:
+                raise BadDataError(
+                    f"{fields.what} has machine `{machine}`, and `{fingerprint.machine}` in its fingerprint",
+                    expected="the same in both",
+                )
         versions = fields.fields("versions")
         return cls(
             target=fields.text("target"),
             backend=backend,  # type: ignore[arg-type]  # just checked
             device=fields.text("device"),
             files=fields.texts("files"),
-            machine=fields.optional_text("machine"),
+            machine=machine,
             disabled_optimizers=fields.texts("disabled_optimizers"),
             versions={name: versions.text(name) for name in versions.value},
             notes=fields.texts("notes"),
             weight_bits=bits,
+            fingerprint=fingerprint,
         )
 
 
@@ -164,11 +194,12 @@ class Canary:
             raise BadDataError(f"{fields.what} has label `{unknown}`", expected=_listed(class_names))
         for engine, row in canary.logits.items():
             said = said_names(decisions(np.array([row]), card.thresholds)[0], class_names)
-            if said != canary.labels or canary.tolerance[engine] <= 0:
+            widest = max(_WIDEST_TOLERANCE * (max(row) - min(row)), 1e-4)
+            if said != canary.labels or not 0 < canary.tolerance[engine] <= widest:
                 raise BadDataError(
                     f"{fields.what} has label {spoken(canary.labels)}, but its logits of `{engine}` say {spoken(said)} "
                     f"(tolerance {canary.tolerance[engine]:g})",
-                    expected="the label that the logits give, and a tolerance above 0",
+                    expected=f"the label that the logits give, and a tolerance above 0 and at most {widest:.3g}",
                 )
         return canary
 
@@ -185,8 +216,15 @@ class Manifest:
         forms: in the order in which they are tried.
         canaries: at least three.
         preprocessing_sha256: of the rule in effect when the canaries were recorded.
-        sizes: bytes of every file but `manifest.json` and `SHA256SUMS`.
+        sizes: bytes of every file but `manifest.json`, `SHA256SUMS` and its signature.
         measured: numbers measured on this bundle, by whom they were measured.
+        release: orders the bundles of a product: a device refuses to go back to a lower one; 0 is not numbered.
+        requires: features that a reader must know (`FEATURES`), or else refuse the bundle.
+        recorded_with: what the canaries were answered with -> its SHA-256 (`recorded_with`); empty in bundles that were made
+            before this was written.
+        made_by: the program that wrote it, such as `edgebert 0.1.0`; may be empty.
+        unknown_forms: forms for targets that a newer version knows; never run, and kept.
+        extra: fields that this version does not know, wherever they stood; kept, and written again (`_beyond`).
     """
 
     name: str
@@ -198,6 +236,12 @@ class Manifest:
     preprocessing_sha256: str
     sizes: Mapping[str, int]
     measured: JsonObject = field(default_factory=dict)
+    release: int = 0
+    requires: tuple[str, ...] = ()
+    recorded_with: Mapping[str, str] = field(default_factory=dict)
+    made_by: str = ""
+    unknown_forms: tuple[JsonObject, ...] = ()
+    extra: JsonObject = field(default_factory=dict)
 
     def form(self, target: str) -> BundleForm | None:
         """Return the form of this target, or None."""
@@ -205,9 +249,19 @@ class Manifest:
 
     def to_json(self) -> JsonObject:
         """Return the fields as a JSON object."""
+        known = _merged(self._known_to_json(), self.extra)
+        assert isinstance(known, dict)
+        forms = known["forms"]
+        assert isinstance(forms, list)
+        return {**known, "forms": [*forms, *self.unknown_forms]}
+
+    def _known_to_json(self) -> JsonObject:
         return {
             "schema": BUNDLE_SCHEMA,
             "name": self.name,
+            "release": self.release,
+            "made_by": self.made_by,
+            "requires": list(self.requires),
             "card": self.card.to_json(),
             "precision": self.precision,
             "graph": GRAPH_FILE,
@@ -215,24 +269,33 @@ class Manifest:
             "forms": [form.to_json() for form in self.forms],
             "canaries": [canary.to_json(self.card.class_names) for canary in self.canaries],
             "preprocessing_sha256": self.preprocessing_sha256,
+            "recorded_with": dict(self.recorded_with),
             "sizes": dict(self.sizes),
             "measured": dict(self.measured),
         }
 
     @classmethod
     def from_json(cls, value: JsonValue, *, what: str) -> Manifest:
-        """Read what `to_json` wrote; unknown fields are left alone, another major version of the schema is refused.
+        """Read what `to_json` wrote, or a newer version of the same major did: what is unknown is kept and left alone.
 
         Raises:
-            BadDataError: a field is missing, of another type or impossible, or the parts do not fit together.
+            BadDataError: another major version of the schema, or a feature that is not known; a field that is missing, of another
+                type or impossible; or parts that do not fit together.
         """
         fields = Fields(value, what=what)
-        _check_schema(fields.text("schema"), what)
+        _check_schema(fields.text("schema"), fields.value, what)
+        requires = fields.texts("requires") if "requires" in fields.value else ()
+        _check_features(requires, fields.value, what)
+        _check_depth(fields.value, what)
         card = ModelCard.from_json(fields.value.get("card"), what=f"{what}, `card`")
         precision = fields.text("precision")
         if precision not in get_args(Precision):
             raise BadDataError(f"{what} has precision `{precision}`", expected=", ".join(get_args(Precision)))
-        sizes = fields.fields("sizes")
+        known_forms, unknown_forms = _told_apart(fields, what)
+        canaries = fields.list_of_fields("canaries")
+        _check_count(len(canaries), MIN_CANARIES, MAX_CANARIES, "canaries", what)
+        sizes, recorded = fields.fields("sizes"), fields.value.get("recorded_with", {})
+        recorded_fields = Fields(recorded, what=f"{what}, `recorded_with`")
         manifest = cls(
             name=fields.text("name"),
             card=card,
@@ -240,15 +303,22 @@ class Manifest:
             made_from=fields.text("made_from"),
             forms=tuple(
                 BundleForm.from_fields(entry, precision)  # type: ignore[arg-type]  # just checked
-                for entry in fields.list_of_fields("forms")
+                for entry in known_forms
             ),
-            canaries=tuple(Canary.from_fields(entry, card) for entry in fields.list_of_fields("canaries")),
+            canaries=tuple(Canary.from_fields(entry, card) for entry in canaries),
             preprocessing_sha256=fields.text("preprocessing_sha256"),
-            sizes={name: sizes.integer(name) for name in sizes.value},
+            sizes={name: _size(sizes, name) for name in sizes.value},
             measured=dict(fields.fields("measured").value),
+            release=_release(fields),
+            requires=requires,
+            recorded_with={name: recorded_fields.text(name) for name in recorded_fields.value},
+            made_by=fields.text("made_by") if "made_by" in fields.value else "",
+            unknown_forms=tuple(entry.value for entry in unknown_forms),
         )
         _check_parts(manifest, what)
-        return manifest
+        raw = {**fields.value, "forms": [entry.value for entry in known_forms]}
+        extra = _beyond(raw, manifest._known_to_json())
+        return replace(manifest, extra=extra if isinstance(extra, Mapping) else {})
 
 
 def engine_name(backend: str, device: str) -> str:
@@ -270,32 +340,140 @@ def tolerance_of(logits: tuple[float, ...], precision: Precision, device: str) -
     return max(share * (max(logits) - min(logits)), 1e-5)
 
 
-def _check_schema(schema: str, what: str) -> None:
-    found = re.fullmatch(r"edgebert\.bundle/(\d{1,9})", schema)
+def recorded_with(card: ModelCard, files_sha256: Mapping[str, str]) -> dict[str, str]:
+    """Return what canaries are answered with, each by its SHA-256: whatever of it changes later, their answers are of something else.
+
+    Args:
+        card: class names in their order; task, thresholds and confidence; preprocessing.
+        files_sha256: of every file but `manifest.json`: graph, forms, canaries.
+    """
+    facts = card.to_json()
+    decisions_made = {name: facts.get(name) for name in ("task", "thresholds", "confidence")}
+    return {
+        "class_names": _sha256(facts["class_names"]),
+        "decisions": _sha256(decisions_made),
+        "preprocessing": card.preprocessing.sha256(),
+        **files_sha256,
+    }
+
+
+def _sha256(value: JsonValue) -> str:
+    return hashlib.sha256(dump_json(value).encode()).hexdigest()
+
+
+def _check_schema(schema: str, value: JsonObject, what: str) -> None:
+    found = re.fullmatch(r"edgebert\.bundle/(\d{1,9})", schema, re.ASCII)
     if found is None:
-        raise BadDataError(f"{what} has schema `{schema:.80}`", expected=f"`{BUNDLE_SCHEMA}`")
+        raise BadDataError(f"{what} has schema `{shown(schema)}`", expected=f"`{BUNDLE_SCHEMA}`")
     if schema != BUNDLE_SCHEMA:
         raise BadDataError(
-            f"{what} has schema `{schema}`",
-            expected=f"`{BUNDLE_SCHEMA}`",
+            f"{what} has schema `{schema}`{_maker(value)}",
+            expected=f"`{BUNDLE_SCHEMA}`, which this version reads",
             hint="use the version of edgebert that made it, or compile the graph again",
         )
 
 
+def _check_features(requires: tuple[str, ...], value: JsonObject, what: str) -> None:
+    unknown = [name for name in requires if name not in FEATURES]
+    if unknown:
+        raise BadDataError(
+            f"{what} requires `{shown(unknown[0])}`{_maker(value)}",
+            expected=", ".join(sorted(FEATURES)) or "nothing that this version would have to know",
+            hint="use the version of edgebert that made it, or compile the graph again",
+        )
+
+
+def _maker(value: JsonObject) -> str:
+    """Return who made it as part of a message, where it says so."""
+    maker = value.get("made_by")
+    return f" and was made by `{shown(maker)}`" if isinstance(maker, str) and maker else ""
+
+
+def _check_depth(value: JsonObject, what: str) -> None:
+    """Refuse deep nesting, each stage of the provenance on its own: a student that is distilled again and again has many."""
+    card = value.get("card")
+    stages: list[JsonValue] = [{**value, "card": {**card, "provenance": None}} if isinstance(card, Mapping) else value]
+    stage = card.get("provenance") if isinstance(card, Mapping) else None
+    while isinstance(stage, Mapping):
+        stages.append({**stage, "source": None})
+        stage = stage.get("source")
+    if max(map(depth_of, stages)) > MAX_DEPTH:
+        raise BadDataError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _told_apart(fields: Fields, what: str) -> tuple[list[Fields], list[Fields]]:
+    """Return the forms for targets that are known here, and those for others."""
+    forms = fields.list_of_fields("forms")
+    _check_count(len(forms), 1, MAX_FORMS, "forms", what)
+    known = [form for form in forms if form.text("target") in TARGETS]
+    return known, [form for form in forms if form.text("target") not in TARGETS]
+
+
+def _check_count(count: int, low: int, high: int, of: str, what: str) -> None:
+    if not low <= count <= high:
+        raise BadDataError(f"{what} has {count} {of}", expected=f"{low} to {high}")
+
+
+def _release(fields: Fields) -> int:
+    release = fields.integer("release") if "release" in fields.value else 0
+    if not 0 <= release <= MAX_RELEASE:
+        raise BadDataError(f"{fields.what} has release `{release}`", expected=f"0 to {MAX_RELEASE}")
+    return release
+
+
+def _size(sizes: Fields, name: str) -> int:
+    size = sizes.integer(name)
+    if size < 0:
+        raise BadDataError(f"{sizes.what} says `{shown(name)}` has {size} bytes", expected="0 or more")
+    return size
+
+
+def _beyond(raw: JsonValue, known: JsonValue) -> JsonValue:
+    """Return what `raw` has and `known` has not, as objects in objects; entries of a list by their place.
+
+    >>> _beyond({"a": 1, "b": {"c": 2, "d": 3}, "e": [{"f": 4}]}, {"a": 1, "b": {"c": 2}, "e": [{}]})
+    {'b': {'d': 3}, 'e': {'0': {'f': 4}}}
+    """
+    if raw == known:
+        return {}
+    if isinstance(raw, (list, tuple)) and isinstance(known, (list, tuple)) and len(raw) == len(known):
+        raw, known = ({str(place): entry for place, entry in enumerate(entries)} for entries in (raw, known))
+    if not isinstance(raw, Mapping) or not isinstance(known, Mapping):
+        return {}
+    new: dict[str, JsonValue] = {}
+    for name, entry in raw.items():
+        extra = _beyond(entry, known[name]) if name in known else entry
+        if name not in known or extra:
+            new[name] = extra
+    return new
+
+
+def _merged(known: JsonValue, extra: JsonValue) -> JsonValue:
+    """Return `known` with what `_beyond` found.
+
+    >>> _merged({"a": 1, "e": [{}, {}]}, {"b": 2, "e": {"0": {"f": 4}}})
+    {'a': 1, 'e': [{'f': 4}, {}], 'b': 2}
+    """
+    if not isinstance(extra, Mapping):
+        return known
+    if isinstance(known, (list, tuple)):
+        return [_merged(entry, extra.get(str(place))) for place, entry in enumerate(known)]
+    if not isinstance(known, Mapping):
+        return known
+    new = {name: entry for name, entry in extra.items() if name not in known}
+    return {**{name: _merged(entry, extra.get(name)) for name, entry in known.items()}, **new}
+
+
 def _check_parts(manifest: Manifest, what: str) -> None:
     """Refuse parts that contradict each other."""
-    if not MIN_CANARIES <= len(manifest.canaries) <= MAX_CANARIES:
-        raise BadDataError(
-            f"{what} has {len(manifest.canaries)} canaries", expected=f"{MIN_CANARIES} to {MAX_CANARIES}"
-        )
     if len({frozenset(canary.logits) for canary in manifest.canaries}) > 1:
         raise BadDataError(f"{what} has canaries with logits of different engines", expected="the same ones in each")
     targets = [form.target for form in manifest.forms]
-    if not targets or len(set(targets)) < len(targets):
-        raise BadDataError(f"{what} has forms for {targets}", expected="at least one, each target once")
+    if len(set(targets)) < len(targets):
+        raise BadDataError(f"{what} has forms for {targets}", expected="each target once")
     for form in manifest.forms:
-        target = TARGETS.get(form.target)
-        if target is None or (target.backend, target.device) != (form.backend, form.device):
+        target = TARGETS[form.target]
+        if (target.backend, target.device) != (form.backend, form.device):
             raise BadDataError(
                 f"{what} has a form for target `{form.target:.80}` on `{form.backend}`, `{form.device:.80}`",
                 expected="a target of `edgebert targets` on its own backend and device",
@@ -306,9 +484,12 @@ def _check_parts(manifest: Manifest, what: str) -> None:
             raise BadDataError(f"{what} has no canary logits of `{form.engine}`", expected="logits for every form")
     used = [GRAPH_FILE, *(canary.file for canary in manifest.canaries)]
     used += [name for form in manifest.forms for name in form.files]
+    used += [name for form in manifest.unknown_forms for name in Fields(form, what=what).texts("files")]
     if set(used) != set(manifest.sizes):
         odd = sorted(set(used) ^ set(manifest.sizes))
-        raise BadDataError(f"{what} lists `{odd[0]:.80}` in only one of its two places", expected="sizes of every file")
+        raise BadDataError(
+            f"{what} lists `{shown(odd[0])}` in only one of its two places", expected="sizes of every file"
+        )
 
 
 def _row(fields: Fields, class_names: tuple[str, ...]) -> tuple[float, ...]:

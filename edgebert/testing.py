@@ -65,7 +65,7 @@ class FakeRunner(NativeModel):
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Wait for the scripted time and give the scripted answer; see `Runner.infer`."""
         answer: LogitsFunction = self._usable_model()
-        images = check_batch(batch, self.input_spec)
+        images = np.ascontiguousarray(check_batch(batch, self.input_spec))
         latency_ms = next(self._latency_ms, 0.0)
         if latency_ms:
             self._sleep(latency_ms / 1000)

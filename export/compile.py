@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,27 +13,55 @@ from numpy.typing import NDArray
 
 import edgebert
 from edgebert._files import (
+    Output,
     check_file_is_free,
     check_folder_is_free,
     check_not_input,
+    claimed,
+    names_in,
     read_input,
-    staged_file,
-    staged_folder,
+    staged_together,
 )
 from edgebert.bundle import BUNDLE_FOLDER, SUMS_FILE, Bundle, read_bundle, write_bundle
 from edgebert.card import ModelCard, Provenance
 from edgebert.decisions import decisions, margins, said_names, spoken, threshold_logits
-from edgebert.errors import CannotWriteError, EdgebertError, LockedError, UnavailableError, UsageError
-from edgebert.export.canaries import Candidate, canary_candidates, chosen_canaries
+from edgebert.errors import (
+    CannotWriteError,
+    EdgebertError,
+    LockedError,
+    RefusedBundleError,
+    UnavailableError,
+    UsageError,
+)
+from edgebert.export.canaries import (
+    SYNTHETIC,
+    Candidate,
+    blind_spots,
+    canary_candidates,
+    chosen_canaries,
+    synthetic_candidates,
+)
 from edgebert.export.compile_options import CompileOptions, check_request
-from edgebert.export.forms import CompiledForm, form_from_graph
+from edgebert.export.forms import CompiledForm, form_from_graph, machine_of
 from edgebert.export.metadata import examples_of_model, parse_graph
 from edgebert.export.precision import SourceGraph, chosen_graph, weight_bits_of
 from edgebert.export.verdict import Verdict, merged_choice
 from edgebert.export.verdict_report import check_report_can_be_made, page_of_verdict
-from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, Manifest, Precision, engine_name, tolerance_of
+from edgebert.fingerprint import machine
+from edgebert.manifest import (
+    GRAPH_FILE,
+    MAX_CANARIES,
+    BundleForm,
+    Canary,
+    Manifest,
+    Precision,
+    engine_name,
+    recorded_with,
+    tolerance_of,
+)
 from edgebert.preprocess import load_batch
-from edgebert.runtime.classifier import PORTABLE_BACKENDS, Classifier, machine
+from edgebert.runtime.choice import PORTABLE_BACKENDS
+from edgebert.runtime.classifier import Classifier
 from edgebert.runtime.instructions import saturates
 from edgebert.runtime.pipeline import tensor_sha256
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
@@ -100,7 +127,13 @@ def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Com
             the FP32 graph or the data are not named.
         BadDataError: no graph of edgebert's; or the FP32 graph is not the one that the INT8 graph was made from.
         EdgebertError: forms decide differently on a canary.
+        LockedError: another process compiles into `output`.
     """
+    with claimed(output, *([] if options.report is None else [options.report])):
+        return _bundle_from_graph(graph, output, options)
+
+
+def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> CompileReport:
     targets = [resolve_target(name) for name in options.targets]
     check_request(options)
     if options.report is not None:
@@ -135,28 +168,15 @@ def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Com
         before = manifest.measured.get(_CHOICE)
         choice = merged_choice(before if isinstance(before, Mapping) else None, verdict)
         manifest = replace(manifest, measured={**manifest.measured, _CHOICE: choice})
-    with _staged_report(verdict, output, options):
-        return _written(output, manifest, files, existing, options, verdict)
-
-
-@contextlib.contextmanager
-def _staged_report(verdict: Verdict | None, output: Path, options: CompileOptions) -> Iterator[None]:
-    """Write the page beside its name; it gets it when the bundle has got its own."""
-    if options.report is None or verdict is None:
-        yield
-        return
-    page = page_of_verdict(verdict, _name(output))
-    with staged_file(options.report, force=options.force) as staging:
-        staging.write_bytes(page)
-        yield
+    return _written(output, manifest, files, existing, options, verdict)
 
 
 def _check_runs_here(target: Target) -> None:
     """Raise `UnavailableError` where this computer cannot run what it would compile: answers are recorded by running."""
     check_device(target.backend, target.device)
-    if _machine_of(target) != machine():
+    if machine_of(target) != machine():
         raise UnavailableError(
-            f"`{target.name}` needs an {_machine_of(target)} processor, and this computer has {machine()}",
+            f"`{target.name}` needs an {machine_of(target)} processor, and this computer has {machine()}",
             expected="a target of this computer, such as `cpu`",
             hint="edgebert targets",
         )
@@ -170,7 +190,7 @@ def _existing_bundle(output: Path, graphs_sha256: Sequence[str], options: Compil
         graphs_sha256: of the graphs that it may have been made from: both, as long as nobody knows which one ships.
         options: `force`, targets and canaries.
     """
-    occupied = output.is_dir() and any(output.iterdir())
+    occupied = output.is_dir() and bool(names_in(output))
     if options.force or not occupied or not (output / SUMS_FILE).is_file():
         check_folder_is_free(output, force=options.force, kind=BUNDLE_FOLDER)
         return None
@@ -195,15 +215,17 @@ def _new_bundle(
 
     Where int8 products saturate here, the answers are those of its 7-bit form: they are nearer to what it answers elsewhere.
     """
-    backends = _portable_backends_here()
-    tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
-    bits = 8 if graph.precision == "int8" else None
-    answers = {}
-    for backend in backends:
-        portable = graph.for_bits(7) if saturates(bits, backend, "CPU") else graph.portable
-        answers[backend] = _answers(backend, "CPU", {GRAPH_FILE: portable}, (), graph.spec, tensors)
-    reference = answers[backends[0]]
+    answers, tensors = _portable_answers(graph, candidates)
+    reference = next(iter(answers.values()))
     chosen = chosen_canaries(candidates, reference, graph.card.class_names, graph.card.thresholds)
+    blind = blind_spots([candidates[place].png for place in chosen], graph.card.preprocessing)
+    added = _seeing_candidate(graph, blind) if blind and canary_source != SYNTHETIC else None
+    if added is not None:
+        candidates = (*(candidates[place] for place in chosen[: MAX_CANARIES - 1]), added)
+        chosen = list(range(len(candidates)))
+        answers, tensors = _portable_answers(graph, candidates)
+        reference = next(iter(answers.values()))
+    backends = list(answers)
     answered = _said(reference, graph.card)
     canaries = tuple(
         Canary(
@@ -222,7 +244,7 @@ def _new_bundle(
     files.update({f"canary/{number}.png": candidates[place].png for number, place in enumerate(chosen)})
     manifest = Manifest(
         name=name,
-        card=replace(graph.card, provenance=_provenance(graph, canary_source)),
+        card=replace(graph.card, provenance=_provenance(graph, canary_source, added=added is not None)),
         precision=graph.precision,
         made_from=graph.sha256,
         forms=(),
@@ -231,6 +253,43 @@ def _new_bundle(
         sizes={},
     )
     return manifest, files
+
+
+def _portable_answers(graph: SourceGraph, candidates: Sequence[Candidate]) -> tuple[dict[str, Rows], NDArray[np.uint8]]:
+    """Return what the portable graph answers in each backend that is here, and the tensors it was given."""
+    tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
+    bits = 8 if graph.precision == "int8" else None
+    answers = {}
+    for backend in _portable_backends_here():
+        portable = graph.for_bits(7) if saturates(bits, backend, "CPU") else graph.portable
+        answers[backend] = _answers(backend, "CPU", {GRAPH_FILE: portable}, (), graph.spec, tensors)
+    return answers, tensors
+
+
+def _seeing_candidate(graph: SourceGraph, blind: Sequence[str]) -> Candidate | None:
+    """Return a made image that sees what the chosen ones are blind to, clearly decided by every engine; None where none is.
+
+    An image that is decided by a hair would make another computer refuse a good bundle: rather no such canary than that.
+    """
+    candidates = synthetic_candidates(graph.card.preprocessing)
+    answers, _ = _portable_answers(graph, candidates)
+    rows = next(iter(answers.values()))
+    tolerances = np.array([tolerance_of(tuple(row.tolist()), graph.precision, "CPU") for row in rows])
+    clearness = margins(rows, graph.card.thresholds) / tolerances
+    said = [_said(each, graph.card) for each in answers.values()]
+    agreed = [len(set(labels)) == 1 for labels in zip(*said, strict=True)]
+    order = [int(place) for place in np.argsort(-clearness, kind="stable")]
+    for place in (place for place in order if agreed[place] and clearness[place] > 2):
+        if not set(blind_spots([candidates[place].png], graph.card.preprocessing)) & set(blind):
+            _log.info("no canary would show %s: a made image is added", ", ".join(blind))
+            return candidates[place]
+    _log.warning(
+        "no canary would show %s; `--canary DIR` takes images of yours: coloured, and larger than %d x %d pixels",
+        ", ".join(blind),
+        graph.card.preprocessing.width,
+        graph.card.preprocessing.height,
+    )
+    return None
 
 
 def _with_form(
@@ -243,16 +302,19 @@ def _with_form(
     tensors = load_batch([files[canary.file] for canary in manifest.canaries], graph.card.preprocessing)
     rows = _answers(form.backend, form.device, form.files, form.disabled_optimizers, graph.spec, tensors)
     engine = engine_name(form.backend, form.device)
+    # The portable graph runs on every architecture; what was compiled, only on its own.
+    fingerprint = form.fingerprint if added else replace(form.fingerprint, machine=None)
     entry = BundleForm(
         target=form.target.name,
         backend=form.backend,
         device=form.device,
         files=tuple(added) or (GRAPH_FILE,),
-        machine=_machine_of(form.target) if added else None,
+        machine=fingerprint.machine,
         disabled_optimizers=form.disabled_optimizers,
         versions=form.versions,
         notes=form.notes,
         weight_bits=weight_bits,
+        fingerprint=fingerprint,
     )
     canaries = _recorded(manifest.canaries, engine, form.device, rows, graph)
     return replace(manifest, forms=(*manifest.forms, entry), canaries=canaries), {**files, **added}
@@ -306,13 +368,32 @@ def _written(
     options: CompileOptions,
     verdict: Verdict | None,
 ) -> CompileReport:
-    """Write the bundle beside its name, open it as a user would, and let it have its name."""
-    manifest = replace(manifest, sizes={name: len(content) for name, content in files.items()})
-    with staged_folder(output, force=options.force or existing is not None, kind=BUNDLE_FOLDER) as staging:
+    """Write the bundle beside its name, and the page; open it as a user would, and let them have their names."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = replace(
+        manifest,
+        sizes={name: len(content) for name, content in files.items()},
+        release=options.release or manifest.release,
+        made_by=f"edgebert {edgebert.__version__}",
+        recorded_with=recorded_with(manifest.card, hashes),
+    )
+    outputs = [Output(path=output, force=options.force or existing is not None, kind=BUNDLE_FOLDER)]
+    page = None
+    if options.report is not None and verdict is not None:
+        page = page_of_verdict(verdict, _name(output))
+        outputs.append(Output(path=options.report, force=options.force))
+    with staged_together(*outputs) as (staging, *beside):
+        if page is not None:
+            beside[0].write_bytes(page)
         if existing is not None and read_bundle(output).digest != existing.digest:
             raise LockedError(f"`{output}` was changed by another process meanwhile", hint="try again")
         digest = write_bundle(staging, manifest, files)
-        verified = tuple(form.target for form in manifest.forms if _answers_canaries(staging, form.target))
+        try:
+            verified = tuple(form.target for form in manifest.forms if _answers_canaries(staging, form.target))
+        except RefusedBundleError as error:
+            if isinstance(error.__cause__, OSError):
+                raise CannotWriteError(f"cannot write `{output}`: what was written cannot be read: {error}") from error
+            raise
     missing = sorted(set(options.targets) - set(verified))
     assert not missing, missing  # their devices were found at the start, and their answers recorded just now
     for form in manifest.forms:
@@ -377,17 +458,12 @@ def _portable_backends_here() -> list[str]:
     return here
 
 
-def _machine_of(target: Target) -> str:
-    """Return the processor architecture of a compiled form: Intel's own, or this computer's."""
-    return "x86_64" if target.form == "ir" else machine()
-
-
-def _provenance(graph: SourceGraph, canary: str | None) -> Provenance:
+def _provenance(graph: SourceGraph, canary: str | None, *, added: bool) -> Provenance:
     source = "examples" if canary is None else "synthetic" if canary == "synthetic" else "folder"
     return Provenance(
         stage="compile",
         made_from={"graph": graph.sha256},
-        options={"canary": source},
+        options={"canary": f"{source} and synthetic" if added else source},
         versions={"edgebert": edgebert.__version__},
         parameters=graph.card.provenance.parameters,
         source=graph.card.provenance,
@@ -415,7 +491,8 @@ def _warn_of_narrow_margins(canaries: Sequence[Canary], engine: str, rows: Rows,
 
 
 def _name(output: Path) -> str:
-    return output.name.removesuffix(".edgebert") or output.name
+    name = output.name.removesuffix(".edgebert") or output.name
+    return "".join(char if char.isprintable() else "?" for char in name)  # a manifest holds no other ones
 
 
 def _telling(answer: Sequence[float], card: ModelCard) -> str:

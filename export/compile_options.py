@@ -10,6 +10,7 @@ from typing import Literal
 from edgebert.data import DataOptions
 from edgebert.errors import UsageError
 from edgebert.export.seven_bit import Weights, weight_bits_for
+from edgebert.manifest import MAX_RELEASE
 from edgebert.target import resolve_target
 
 
@@ -29,6 +30,8 @@ class CompileOptions:
         max_seconds: timed on each target, at most.
         report: a page (.html) that shows what was measured, with the images that INT8 decides otherwise.
         weights: of INT8 on an x86 CPU: `auto` takes `7-bit` where 8 bits saturate (no VNNI or AMX), else `8-bit`.
+        release: number of the product's bundle, from 1 on; a device refuses to go back to a lower one. 0 numbers none, and keeps
+            the number of a bundle that a form is added to.
         class_map: class name in the data -> class name in the graph.
         max_skipped: largest share of unreadable images before the run stops.
         force: replace an existing bundle, whatever it was made from, and an existing report.
@@ -44,6 +47,7 @@ class CompileOptions:
     max_seconds: float = 20.0
     report: Path | None = None
     weights: Weights = "auto"
+    release: int = 0
     class_map: Mapping[str, str] = field(default_factory=dict)
     max_skipped: float = 0.01
     force: bool = False
@@ -60,6 +64,7 @@ class CompileOptions:
             (self.max_drop, 0, 100, "max_drop"),
             (self.min_agreement, 0, 100, "min_agreement"),
             (self.max_seconds, 0.1, 3600, "max_seconds"),
+            (self.release, 0, MAX_RELEASE, "release"),
         ):
             if not low <= value <= high:
                 raise UsageError(f"{name} is `{value}`", expected=f"{low:g} to {high:g}")

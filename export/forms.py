@@ -19,6 +19,7 @@ from edgebert.export.ort_form import ort_form_from_graph
 from edgebert.export.placements import graph_for_backend
 from edgebert.export.rules import graph_precision
 from edgebert.extras import installed_version
+from edgebert.fingerprint import Fingerprint, at_least_release, machine
 from edgebert.target import Backend, Target
 
 
@@ -34,6 +35,7 @@ class CompiledForm:
         disabled_optimizers: graph optimisations it must be opened without (ONNX Runtime).
         versions: package -> version of what made it.
         notes: what a user should know, one line each.
+        fingerprint: what it asks of the computer that runs it.
     """
 
     target: Target
@@ -43,6 +45,12 @@ class CompiledForm:
     disabled_optimizers: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+
+
+def machine_of(target: Target) -> str:
+    """Return the processor architecture of a compiled form: Intel's own, or this computer's."""
+    return "x86_64" if target.form == "ir" else machine()
 
 
 def form_from_graph(graph: bytes, target: Target) -> CompiledForm:
@@ -75,6 +83,12 @@ def _ir(graph: bytes, target: Target) -> CompiledForm:
         device=target.device,
         versions=_versions("openvino"),
         notes=notes,
+        # The format carries a version of each operator and none of its own that an older release would check, so that only the
+        # release that wrote it, and newer ones, are known to read it: Intel publishes its own IR models so ("OpenVINO version
+        # 2024.2.0 and higher"). The plugin picks its kernels when it loads the model: no CPU flag and no GPU is bound.
+        fingerprint=Fingerprint(
+            machine=machine_of(target), backend_version=at_least_release(installed_version("openvino") or "0")
+        ),
     )
 
 
@@ -88,6 +102,7 @@ def _ort(graph: bytes, target: Target) -> CompiledForm:
         disabled_optimizers=form.disabled_optimizers,
         versions=_versions("onnxruntime"),
         notes=form.notes,
+        fingerprint=Fingerprint(machine=machine_of(target), backend_version=f">= {_oldest_onnxruntime(form.model)}"),
     )
 
 
@@ -100,8 +115,23 @@ def _engine(graph: bytes, target: Target) -> NoReturn:
     )
 
 
+def _oldest_onnxruntime(model: bytes) -> str:
+    """Return the first release that reads an ONNX file; newer ones read it too (ONNX Runtime's compatibility page).
+
+    An x86 form with uint8 activations asks for no CPU flag: the kernels are picked when it is loaded, and 8-bit weights that
+    saturate are tried last rather than refused (`edgebert.runtime.instructions`).
+    """
+    parsed = parse_graph(model)
+    opset = max(entry.version for entry in parsed.opset_import if entry.domain in ("", "ai.onnx"))
+    found = [release for release, newest, ir in _READ_BY_ONNXRUNTIME if opset <= newest and parsed.ir_version <= ir]
+    return found[0] if found else installed_version("onnxruntime") or "0"
+
+
 def _versions(module: str) -> dict[str, str]:
     return {module: installed_version(module) or "unknown"}
 
+
+# ONNX Runtime release -> newest opset and newest ONNX IR version it reads: the version matrix of its compatibility page.
+_READ_BY_ONNXRUNTIME = (("1.17", 20, 9), ("1.18", 21, 10))
 
 FORMS: dict[str, Callable[[bytes, Target], CompiledForm]] = {"ir": _ir, "ort": _ort, "engine": _engine}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,10 +18,34 @@ from PIL import Image
 from edgebert.bench.device_lock import LOCK_VARIABLE
 from edgebert.bundle import write_bundle
 from edgebert.card import ModelCard, Provenance
+from edgebert.extras import switch_off_telemetry
 from edgebert.manifest import BundleForm, Canary, Manifest, tolerance_of
 from edgebert.preprocess import Preprocessing, load_image
 from edgebert.runtime.pipeline import tensor_sha256
 from edgebert.runtime.runner import InputSpec
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `tests/audit/plugin.py`."""
+    parser.addoption("--audit-json", help="write what the audit hook counted into this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the audit hook (`tests/audit/hook.py`), as early as a conftest can."""
+    exceptions, hook, plugin = (_audit_module(name) for name in ("exceptions", "hook", "plugin"))
+    config.pluginmanager.register(plugin.AuditPlugin(hook, exceptions, config), "edgebert-audit")
+    switch_off_telemetry()  # a test module that imports OpenVINO itself would report to Google Analytics at collection
+
+
+def _audit_module(name: str) -> ModuleType:
+    path = Path(__file__).with_name("audit") / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"edgebert_test_audit_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)
@@ -104,25 +131,26 @@ def toy() -> Toy:
 
 
 @pytest.fixture(scope="session")
-def make_toy_bundle(toy: Toy) -> Callable[[Path], Path]:
-    """Return a function that writes a whole bundle of the toy into a new folder, without the workbench's help."""
+def make_toy_bundle(toy: Toy) -> Callable[..., Path]:
+    """Return a function that writes a whole bundle of the toy, or of another, into a new folder, without the workbench."""
     pngs = {f"canary/{number}.png": _png(image) for number, image in enumerate(_photographs(4))}
-    graph = toy.graph()
+    toys_graph = toy.graph()
 
-    def write(folder: Path) -> Path:
+    def write(folder: Path, of: Toy = toy) -> Path:
+        graph = toys_graph if of is toy else of.graph()
         folder.mkdir(parents=True)
         files = {"model.onnx": graph, "forms/intel-cpu/model.onnx": graph, **pngs}
         manifest = Manifest(
             name="toy",
-            card=toy.card,
+            card=of.card,
             precision="fp32",
             made_from="ab" * 32,
             forms=(
                 BundleForm(target="cpu", backend="onnxruntime", device="CPU", files=("model.onnx",)),
                 BundleForm(target="intel-cpu", backend="openvino", device="CPU", files=("forms/intel-cpu/model.onnx",)),
             ),
-            canaries=tuple(_canary(toy, name, png) for name, png in pngs.items()),
-            preprocessing_sha256=toy.card.preprocessing.sha256(),
+            canaries=tuple(_canary(of, name, png) for name, png in pngs.items()),
+            preprocessing_sha256=of.card.preprocessing.sha256(),
             sizes={name: len(content) for name, content in files.items()},
         )
         write_bundle(folder, manifest, files)

@@ -36,8 +36,8 @@ def parsers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(backend)
         raise AssertionError(backend)
 
-    monkeypatch.setattr("edgebert.runtime.classifier.open_runner", spy)
-    monkeypatch.setattr("edgebert.runtime.classifier.check_device", spy)
+    monkeypatch.setattr("edgebert.runtime.choice.open_runner", spy)
+    monkeypatch.setattr("edgebert.runtime.choice.check_device", spy)
     return asked
 
 
@@ -356,7 +356,7 @@ MALFORMED: dict[str, Callable[[Any], object]] = {
         manifest["canaries"][0][key].pop("openvino") for key in ("logits", "tolerance")
     ],
     "no tolerance": lambda manifest: manifest["canaries"][0]["tolerance"].update(openvino=0),
-    "wrong size": lambda manifest: manifest["sizes"].update({"model.onnx": 3}),
+    "wrong size": lambda manifest: manifest["sizes"].update({"model.onnx": 10**6}),
     "size missing": lambda manifest: manifest["sizes"].pop("model.onnx"),
     "file not there": _file_not_there,
     "canary file not there": _canary_file_not_there,

@@ -90,7 +90,7 @@ def test_version_is_printed() -> None:
         (("predict", "nowhere.edgebert", "x.png"), 66),
         (("run", "nowhere.toml"), 66),
         (("inspect", "."), 65),
-        (("train", "nowhere", "--model", "nano", "-o", "out"), 66),
+        (("train", "./nowhere", "--model", "nano", "-o", "out"), 66),
         (("train", "digits", "--model", "nano", "-o", "/proc/out"), 74),
         (("bench", "--data", "digits", "-o", "out.json"), 66),
     ],
@@ -139,6 +139,13 @@ def test_doctor_says_what_int8_is_multiplied_with_in_each_backend() -> None:
         assert any(word in facts[f"int8 in {backend}"] for word in ("exact", "saturate", "not known"))
 
 
+def test_doctor_says_what_a_fingerprint_is_compared_with() -> None:
+    from edgebert.fingerprint import machine
+
+    facts = json.loads(_run("doctor", "--json").stdout)["computer"]
+    assert f"machine {machine()}, onnxruntime " in facts["forms that fit"]
+
+
 def test_compile_has_a_flag_for_every_option() -> None:
     import inspect
     from dataclasses import fields
@@ -169,6 +176,14 @@ def test_run_command_returns_the_code_of_the_error(
     captured = capsys.readouterr()
     assert captured.err == "error: what\n  expected: that\n  hint: do this\n"
     assert captured.out == ""
+
+
+def test_run_command_returns_75_when_memory_runs_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise MemoryError
+
+    assert run_command(command, debug=False, as_json=False) == 75
+    assert "memory ran out" in capsys.readouterr().err
 
 
 def test_run_command_counts_warnings_in_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,24 @@ from edgebert.errors import BadDataError, EdgebertError, ForkedRuntimeError, Ref
     ("name", "exit_code"),
     [
         ("EdgebertError", 1),
+        ("ClosedError", 1),
+        ("NotFiniteError", 1),
         ("UsageError", 2),
         ("NotComparableError", 5),
         ("BadDataError", 65),
+        ("ImageError", 65),
+        ("BatchSizeError", 65),
+        ("MalformedBundleError", 65),
         ("InputNotFoundError", 66),
+        ("NoSuchBundleError", 66),
         ("UnavailableError", 69),
         ("CannotWriteError", 74),
         ("LockedError", 75),
+        ("LinkLostError", 75),
         ("MemoryExhaustedError", 75),
+        ("QueueFullError", 75),
         ("RefusedError", 77),
+        ("RefusedBundleError", 77),
         ("ForkedRuntimeError", 77),
     ],
 )
@@ -33,7 +42,7 @@ def test_errors_have_the_exit_codes_of_the_command_line(name: str, exit_code: in
 
 def test_errors_has_no_further_error() -> None:
     found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert len(found) == 11
+    assert len(found) == 21  # those above, and BundleError, which has no code of its own
     assert issubclass(ForkedRuntimeError, RefusedError)
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from edgebert import _files
+from edgebert import _durable, _files
 from edgebert._files import (
     FolderKind,
+    Output,
     check_file_is_free,
     check_folder_is_free,
     check_not_input,
+    claimed,
     locked,
     read_input,
     sha256_of_file,
@@ -27,6 +31,7 @@ from edgebert._files import (
     sha256_of_path,
     staged_file,
     staged_folder,
+    staged_together,
 )
 from edgebert.errors import CannotWriteError, InputNotFoundError, LockedError, UsageError
 
@@ -65,6 +70,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def take_lock(path: Path) -> None:
+    with locked(path):
+        pass
+
+
 def written(text: str) -> dict[str, str]:
     return {MARKER: text, "inner/weights.bin": text}
 
@@ -97,7 +107,7 @@ def test_staged_file_leaves_exactly_the_file(place: Path) -> None:
     assert names(place / "deep") == ["a.onnx"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
 def test_staged_file_keeps_the_old_one_when_the_work_fails(place: Path, error: type[BaseException]) -> None:
     (place / "a").write_bytes(b"old")
 
@@ -160,14 +170,15 @@ def test_staged_file_syncs_content_before_and_folder_after_the_rename(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    rename = Path.replace
-    monkeypatch.setattr(_files, "_fsync", lambda path: steps.append("folder" if path.is_dir() else "file"))
+    rename = Path.rename
+    for module in (_files, _durable):
+        monkeypatch.setattr(module, "sync", lambda path: steps.append("folder" if path.is_dir() else "file"))
 
-    def replace(path: Path, target: Path) -> Path:
+    def renamed(path: Path, target: Path) -> Path:
         steps.append("rename")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "rename", renamed)
     with staged_file(place / "a", force=False) as staging:
         staging.write_bytes(b"x")
     assert steps == ["file", "rename", "folder"]
@@ -184,7 +195,7 @@ def test_staged_folder_leaves_exactly_the_folder(place: Path) -> None:
     assert names(place / "deep") == ["a"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
 def test_staged_folder_keeps_the_old_one_when_the_work_fails(place: Path, error: type[BaseException]) -> None:
     (place / "a").mkdir()
     fill(place / "a", "old")
@@ -205,7 +216,7 @@ def test_staged_folder_replaces_with_force_what_holds_the_marker(
     place: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr("edgebert._files.ctypes.CDLL", lambda *_, **__: object())  # a C library without renameat2
+        monkeypatch.setattr("edgebert._durable.ctypes.CDLL", lambda *_, **__: object())  # a C library without renameat2
     (place / "a").mkdir()
     fill(place / "a", "old")
     (place / "a" / "more").write_text("old")
@@ -273,8 +284,43 @@ def test_locked_refuses_a_second_writer_naming_the_first(place: Path) -> None:
 
 def test_locked_is_the_same_lock_under_another_spelling(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    with locked(place / "a"), pytest.raises(LockedError), locked(Path("../place/a")):
-        raise AssertionError("both write")
+    with locked(place / "a"), ThreadPoolExecutor(1) as other:
+        assert isinstance(other.submit(take_lock, Path("../place/a")).exception(), LockedError)
+
+
+def test_locked_may_be_taken_again_by_whoever_holds_it(place: Path) -> None:
+    with locked(place / "a"), ThreadPoolExecutor(1) as other:
+        take_lock(place / "a")
+        assert isinstance(other.submit(take_lock, place / "a").exception(), LockedError)  # still held
+    take_lock(place / "a")
+
+
+def test_locked_dies_with_its_process_although_a_forked_child_lives(place: Path) -> None:
+    body = f"""
+        import os
+        with locked(Path({str(place / "a")!r})):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            Path({str(place / "child")!r}).write_text(str(child))
+            print("ready", flush=True)
+            time.sleep(60)
+    """
+    with other_process(body):
+        pass
+    child = int((place / "child").read_text())
+    os.kill(child, 0)  # it lives
+    try:
+        take_lock(place / "a")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_locked_raises_74_where_another_user_made_the_lock_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(CannotWriteError, match="somebody else"):
+        take_lock(place / "a")
 
 
 def test_staged_file_survives_a_kill_and_the_next_run_clears_up(place: Path) -> None:
@@ -406,3 +452,87 @@ def test_staged_folder_gives_what_the_umask_allows(place: Path) -> None:
         os.umask(before)
     assert (place / "a").stat().st_mode & 0o777 == 0o750
     assert (place / "a" / MARKER).stat().st_mode & 0o777 == 0o640
+
+
+# Several outputs
+
+
+def outputs(place: Path, *, force: bool = False) -> tuple[Output, Output]:
+    return Output(path=place / "a", force=force, kind=KIND), Output(path=place / "a.html", force=force)
+
+
+def test_staged_together_gives_a_folder_and_a_file_their_names(place: Path) -> None:
+    with staged_together(*outputs(place)) as (folder, page):
+        fill(folder, "new")
+        page.write_text("new")
+        assert not (place / "a").exists()
+    assert contents(place) == {f"a/{name}": "new" for name in written("new")} | {"a.html": "new"}
+
+
+def test_staged_together_keeps_everything_old_when_one_is_refused(place: Path) -> None:
+    (place / "a.html").write_text("old")
+    with pytest.raises(CannotWriteError, match="exists"), staged_together(*outputs(place)):
+        raise AssertionError("the work was started")
+    assert names(place) == ["a.html"]
+
+
+def test_staged_together_is_finished_by_the_next_call_when_it_is_killed_between_the_names(place: Path) -> None:
+    (place / "a.html").write_text("old")
+    body = f"""
+        import os
+        from edgebert import _durable
+        place = Path({str(place)!r})
+        put, calls = _durable._put, []
+        def second_is_never_done(move):
+            calls.append(move)
+            if len(calls) == 2:
+                print("ready", flush=True)
+                time.sleep(60)
+            put(move)
+        _durable._put = second_is_never_done
+        outputs = Output(path=place / "a", force=True, kind=KIND), Output(path=place / "a.html", force=True)
+        with claimed(place / "a", place / "a.html"), staged_together(*outputs) as (folder, page):
+            (folder / "manifest.json").write_text("new")
+            page.write_text("new")
+    """
+    with other_process(body):
+        pass
+    assert contents(place)["a/manifest.json"] == "new"
+    assert (place / "a.html").read_text() == "old"
+    with claimed(place / "a", place / "a.html"):
+        assert contents(place) == {"a/manifest.json": "new", "a.html": "new"}
+
+
+def test_claimed_gives_a_folder_its_name_back_that_was_between_two_renames(place: Path) -> None:
+    (place / ".a.staging-0123").mkdir()
+    (place / ".a.staging-0123.old").mkdir()
+    fill(place / ".a.staging-0123", "new")
+    fill(place / ".a.staging-0123.old", "old")
+    with claimed(place / "a"):
+        assert contents(place / "a") == written("old")
+        assert names(place) == ["a"]
+
+
+def test_claimed_removes_what_a_killed_call_left_without_writing_anything(place: Path) -> None:
+    (place / ".a.staging-0123").mkdir()
+    (place / ".b.staging-0123").write_text("of another output")
+    with claimed(place / "a"):
+        assert names(place) == [".b.staging-0123"]
+
+
+def test_check_file_is_free_counts_a_link_to_nowhere(place: Path) -> None:
+    (place / "a").symlink_to("nowhere")
+    with pytest.raises(CannotWriteError, match="exists"):
+        check_file_is_free(place / "a", force=False)
+
+
+def test_check_folder_is_free_raises_74_where_a_folder_cannot_be_listed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (place / "a").mkdir()
+    monkeypatch.setattr(Path, "iterdir", broken)
+    with pytest.raises(CannotWriteError, match="Input/output"):
+        check_folder_is_free(place / "a", force=True, kind=KIND)

@@ -63,6 +63,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "edgebert.card",
         "edgebert.confidence",
         "edgebert.data",
+        "edgebert.fingerprint",
         "edgebert.preprocess",
         "edgebert.runtime.classifier",
         "edgebert.runtime.instructions",

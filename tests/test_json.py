@@ -120,3 +120,46 @@ def test_fields_refuse_another_type_naming_the_field(method: str, key: str) -> N
 def test_fields_refuse_what_is_no_object(value: JsonValue) -> None:
     with pytest.raises(BadDataError, match="card"):
         Fields(value, what="card")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": "\\ud800"}',
+        '{"\\udc00": 1}',
+        '{"a": "\\ude00\\ud83d"}',
+        '{"a": 0.' + "1" * 500 + "}",
+        '{"a": 1e' + "9" * 500 + "}",
+    ],
+    ids=lambda text: text[:14],
+)
+def test_parse_json_object_refuses_half_characters_and_endless_numbers(text: str) -> None:
+    with pytest.raises(BadDataError, match="manifest"):
+        parse_json_object(text, what="manifest")
+
+
+def test_parse_json_object_takes_pairs_of_surrogates_and_long_fractions() -> None:
+    assert parse_json_object('{"a": "\\ud83d\\ude00"}', what="it") == {"a": "😀"}
+    assert parse_json_object('{"a": 0.' + "1" * 50 + ', "b": 1e+100}', what="it") == {"a": 1 / 9, "b": 1e100}
+
+
+def test_parse_json_object_counts_values_before_it_parses() -> None:
+    assert parse_json_object('{"a": [1, 2]}', what="it", max_values=3) == {"a": [1, 2]}
+    with pytest.raises(BadDataError, match="more than 3 values"):
+        parse_json_object('{"a": [[], [], [', what="it", max_values=3)
+
+
+@pytest.mark.parametrize(
+    "char", ["\\n", "\\t", "\\u001b", "\\u007f", "\\u0085", "\x85", "\\u2028", "\u2028", "\u202e", "\\u2066"]
+)
+@pytest.mark.parametrize("text", ['{{"a": "x{}"}}', '{{"x{}": 1}}', '{{"a": ["\\\\\\\\{}"]}}'])
+def test_parse_json_object_refuses_texts_that_are_not_plain(text: str, char: str) -> None:
+    odd = text.format(char)
+    assert parse_json_object(odd, what="it")
+    with pytest.raises(BadDataError, match="control character"):
+        parse_json_object(odd, what="it", only_plain_texts=True)
+
+
+@pytest.mark.parametrize("text", ['{\n "a": "C:\\\\new\\\\table\\\\u001b"\n}', '{"a": "\\u00e9 \\" \\/ é"}'])
+def test_parse_json_object_takes_plain_texts(text: str) -> None:
+    assert parse_json_object(text, what="it", only_plain_texts=True)

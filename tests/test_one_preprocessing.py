@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -13,17 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgebert import Classifier
-from edgebert._json import Fields
-from edgebert.bench.images import first_that_fit, write_images
-from edgebert.bench.loading import LoadedArm
-from edgebert.bench.worker import Worker
-from edgebert.card import ModelCard, Provenance
 from edgebert.data import Example
 from edgebert.preprocess import Preprocessing, decode_image, pixel_sha256
 from edgebert.runtime.ort_runner import OrtRunner
-from edgebert.runtime.pipeline import Pipeline
-from edgebert.runtime.runner import InputSpec
-from edgebert.testing import FakeRunner
+from tests.four_rooms import in_bench, in_calibration, in_training
 
 RULES = [
     Preprocessing(height=6, width=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
@@ -66,48 +57,14 @@ def examples(photographs: list[Path]) -> list[Example]:
     ]
 
 
-def _in_training(examples: list[Example], rule: Preprocessing) -> NDArray[np.uint8]:
-    pytest.importorskip("torch")
-    from edgebert.train.batches import ImageBatches
-
-    images = ImageBatches(examples, rule, classes=1)
-    batches: Iterator[NDArray[np.uint8]] = (pixels.numpy() for _, pixels in images.in_order(2))
-    return np.concatenate(list(batches))
-
-
-def _in_calibration(examples: list[Example], rule: Preprocessing) -> NDArray[np.uint8]:
-    from edgebert.calibration.images import images_of
-
-    return np.stack(list(images_of(examples, rule)()))
-
-
-def _in_bench(examples: list[Example], rule: Preprocessing, folder: Path) -> NDArray[np.uint8]:
-    """What a worker feeds its runner, from the images that the harness sends it."""
-    sent = write_images(folder / "images.bin", first_that_fit(examples))
-    seen: list[NDArray[np.uint8]] = []
-
-    def remember(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        seen.append(batch.copy())
-        return np.zeros((len(batch), 2), np.float32)
-
-    spec = InputSpec(height=rule.height, width=rule.width, classes=2)
-    card = ModelCard(class_names=("no", "yes"), preprocessing=rule, provenance=Provenance(stage="export"))
-    pipeline = Pipeline(FakeRunner(spec, logits=remember), card)
-    loaded = cast(LoadedArm, SimpleNamespace(pipeline=pipeline))  # all that a worker reads of it here
-    worker = Worker(lambda request, before_loading: loaded)
-    worker._arm = loaded
-    worker._on_classify(Fields({**sent, "answers": str(folder / "answers.npz")}, what="images"))
-    return np.concatenate(seen)
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.resize)
 def test_training_calibration_and_bench_see_equal_tensors(
     examples: list[Example], rule: Preprocessing, tmp_path: Path
 ) -> None:
-    trained = _in_training(examples, rule)
+    trained = in_training(examples, rule)
     assert trained.shape == (len(examples), rule.height, rule.width, 3)
-    np.testing.assert_array_equal(_in_calibration(examples, rule), trained)
-    np.testing.assert_array_equal(_in_bench(examples, rule, tmp_path), trained)
+    np.testing.assert_array_equal(in_calibration(examples, rule), trained)
+    np.testing.assert_array_equal(in_bench(examples, rule, tmp_path), trained)
 
 
 def test_runtime_sees_the_tensors_of_training(
@@ -130,5 +87,5 @@ def test_runtime_sees_the_tensors_of_training(
         for path in photographs:
             classifier.predict(path)
         classifier.predict_batch(photographs)
-    trained = _in_training(examples, RULES[0])
+    trained = in_training(examples, RULES[0])
     np.testing.assert_array_equal(np.concatenate(seen), np.concatenate([trained, trained]))

@@ -19,7 +19,7 @@ from edgebert.card_io import CARD_FILE, checkpoint_sha256, read_checkpoint_card
 from edgebert.errors import UnavailableError
 from edgebert.extras import require
 from edgebert.manifest import GRAPH_FILE
-from edgebert.runtime.classifier import Choice, choices_for
+from edgebert.runtime.choice import Choice, choices_for
 from edgebert.runtime.pipeline import Pipeline
 from edgebert.runtime.runner import RUNNERS, InputSpec, ModelSource, RunnerOptions, check_device, open_runner
 from edgebert.target import TARGETS, resolve_target

@@ -135,9 +135,9 @@ class Recorder:
     def input_sensitivity(self, pairs: int) -> float:
         """Return the time of an input the model has met before over that of one it never met, median of pairs.
 
-        About 1 for an honest model; far below 1 for one that remembers its answers. Only `infer` is timed: `pre` has
-        just written both inputs, so neither is colder than the other. Which of a pair comes first is drawn: an order that
-        alternates can beat in time with the system's own turns between busy processes.
+        About 1 for an honest model; far below 1 for one that remembers its answers. Only `infer` is timed;
+        making the copy has just read the one input and written the other, so neither is colder. Which of a pair comes first
+        is drawn: an order that alternates can beat in time with the system's own turns between busy processes.
         """
         known = self.pipeline.pre(self.images[0])
         self.pipeline.infer(known)

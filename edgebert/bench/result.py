@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgebert._files import read_input, sha256_of_file, staged_file
+from edgebert._files import Output, claimed, read_input, sha256_of_file, staged_together
 from edgebert._json import Fields, dump_json, parse_json_object
 from edgebert.bench.codec import from_json, to_json
 from edgebert.bench.samples import Samples, read_samples, write_columns
@@ -23,13 +23,14 @@ def samples_path(path: Path) -> Path:
 def write_result(path: Path, result: Result, samples: Samples, *, force: bool) -> Result:
     """Write a result and its raw samples beside it, both or neither, and return it with the samples' name and hash.
 
-    Both are complete before either gets its name; the two renames follow one another at once.
+    Both are complete before either gets its name, and a call that is killed between the two is finished by the next one.
 
     Raises:
         CannotWriteError: one of them exists without `force`, or cannot be written.
     """
     beside = samples_path(path)
-    with staged_file(beside, force=force) as staged_samples, staged_file(path, force=force) as staged_result:
+    outputs = Output(path=path, force=force), Output(path=beside, force=force)
+    with claimed(path, beside), staged_together(*outputs) as (staged_result, staged_samples):
         write_columns(staged_samples, samples.columns)
         record = FileRecord(name=beside.name, sha256=sha256_of_file(staged_samples))
         result = replace(result, files={"samples": record})

@@ -36,6 +36,7 @@ _FETCHED = [
     "processor_config.json",
     "tokenizer.json",
 ]
+_SHARD = re.compile(r"[^/\\\0]+\.safetensors")
 _PICKLED = re.compile(r"(pytorch_model.*\.bin|.*\.(pt|pth|pkl|ckpt))")
 _OTHER_WEIGHTS = re.compile(r".*\.(h5|msgpack|onnx|gguf)")
 
@@ -129,6 +130,7 @@ def _checked(path: Path, *, name: str, hub_id: str | None = None, revision: str 
     names = sorted(entry.name for entry in path.iterdir())
     if not any(entry.endswith(".safetensors") for entry in names):
         raise _no_safetensors(name, names if hub_id is None else _names_on_hub(hub_id, revision) or names)
+    _check_shards(path, names, name=name)
     if "adapter_config.json" in names:
         raise BadDataError(
             f"`{name}` holds an adapter (adapter_config.json)",
@@ -156,6 +158,23 @@ def _check_code(value: JsonValue, *, what: str) -> None:
     elif isinstance(value, (list, tuple)):
         for entry in value:
             _check_code(entry, what=what)
+
+
+def _check_shards(path: Path, names: list[str], *, name: str) -> None:
+    """Refuse an index whose shards are other than safetensors files beside it: transformers would unpickle them."""
+    for index in (entry for entry in names if entry.endswith(".index.json")):
+        what = f"{index} of `{name}`"
+        shards = parse_json_object(read_input(path / index, what="the index of the weights"), what=what).get(
+            "weight_map"
+        )
+        if not isinstance(shards, Mapping) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise BadDataError(f"{what} has no `weight_map` of file names", expected="an index of safetensors files")
+        foreign = sorted(str(shard) for shard in shards.values() if not _SHARD.fullmatch(str(shard)))
+        if foreign:
+            raise RefusedError(
+                f"{what} names `{foreign[0]}`",
+                expected="safetensors files in the same folder; loading another file can run any code",
+            )
 
 
 def _no_safetensors(name: str, names: list[str]) -> BadDataError | RefusedError:

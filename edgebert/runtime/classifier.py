@@ -4,93 +4,52 @@ with Classifier("widgets.edgebert") as classifier:
     prediction = classifier.predict("part.png")
     print(prediction.label, prediction.score)
 
-A multi-label bundle says any number of classes: `prediction.labels`, the surest first.
+A multi-label bundle says any number of classes: `prediction.labels`, the surest first. docs/runtime.md tells what an application may
+rely on: threads, processes, swapping, closing.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from threading import get_ident
+from time import perf_counter, perf_counter_ns
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgebert.bundle import Bundle, read_bundle
-from edgebert.decisions import spoken
-from edgebert.errors import BadDataError, InputNotFoundError, RefusedError, UnavailableError
-from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, engine_name
-from edgebert.preprocess import ImageSource
-from edgebert.runtime.instructions import int8_instructions, saturates
-from edgebert.runtime.pipeline import Pipeline, Prediction, tensor_sha256
-from edgebert.runtime.runner import (
-    InputSpec,
-    ModelSource,
-    Runner,
-    RunnerOptions,
-    check_device,
-    check_process,
-    open_runner,
+from edgebert.errors import (
+    BadDataError,
+    BatchSizeError,
+    ClosedError,
+    ForkedRuntimeError,
+    ImageError,
+    InputNotFoundError,
+    UsageError,
 )
-from edgebert.target import resolve_target
+from edgebert.preprocess import Decoding, ImageSource
+from edgebert.runtime.counters import Counters, Tally
+from edgebert.runtime.micro_batches import MicroBatches, MicroBatchOptions, Pending, Request
+from edgebert.runtime.opened import OpenedBundle, OpenOptions, closed, open_bundle, refuse_at_exit, return_freed_memory
+from edgebert.runtime.pipeline import Pipeline, Prediction
+from edgebert.runtime.runner import InputSpec, check_process
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "PORTABLE",
-    "PORTABLE_BACKENDS",
-    "Choice",
-    "Classifier",
-    "Prediction",
-    "check_canaries",
-    "choices_for",
-    "machine",
-    "portable_choice",
-]
+    from edgebert.signing import SignaturePolicy
 
-_log = logging.getLogger("edgebert")
+__all__ = ["MAX_IMAGES", "Classifier", "Prediction"]
 
-PORTABLE = "portable"  # what `Classifier.target` says where no compiled form fits this computer
-
-# Both run the portable graph on a CPU; in this order where no form fits.
-PORTABLE_BACKENDS = ("onnxruntime", "openvino")
-_NOTABLE = 0.2  # share of the tolerance that another processor uses but the same one never does
+MAX_IMAGES = 65_536  # in one `predict_batch`; a longer list is a mistake, or better read bit by bit
 _CHUNK = 32  # images decoded and run at a time: bounds the memory of a long list
-_MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What of a bundle is run, and by what.
-
-    Attributes:
-        target: the form's target, or `portable`.
-        backend: which runner.
-        source: the verified bytes.
-        options: how it is opened.
-        weight_bits: 8 or 7 of an INT8 model, None of a float one.
-    """
-
-    target: str
-    backend: str
-    source: ModelSource
-    options: RunnerOptions
-    weight_bits: int | None = None
-
-    @property
-    def engine(self) -> str:
-        """The key of its logits in `Canary.logits`."""
-        return engine_name(self.backend, self.options.device)
-
-    @property
-    def saturates(self) -> bool:
-        """Whether its int8 products saturate on this CPU, so that its accuracy is not what was measured elsewhere."""
-        return saturates(self.weight_bits, self.backend, self.options.device)
+_WARM_UP_CALLS = 10
 
 
 class Classifier:
@@ -98,88 +57,284 @@ class Classifier:
 
     Opening verifies every hash, picks the form that fits this computer, and answers every canary; a bundle that
     fails any of it is refused. A form whose int8 products would saturate on this CPU is used only where nothing else
-    fits, and that is said in a warning. Safe to call from many threads at once. The caller's arrays are never written, and a
-    forked child gets `ForkedRuntimeError` instead of a hang.
+    fits, and that is said in a warning. Every method may be called from many threads at once. The caller's arrays are never
+    written, answers hold plain Python values, and a forked child gets `ForkedRuntimeError` instead of a hang.
 
     Args:
-        path: a bundle, `NAME.edgebert`.
+        path: a bundle, `NAME.edgebert`; a `.zip` of one; or an installation, the folder of `edgebert install --to`, of which the
+            current bundle is opened, and the one before it where that fails (docs/install.md).
         target: use the form of this target and no other; None picks the first form that fits, and where none does
             the portable graph, which is said in a warning of the logger `edgebert`.
         threads: for each answer; 0 means the physical cores this process may use.
+        signers: who must have signed the bundle; None asks for no signature beyond what an installation demands itself.
+        decoding: `exact`, or `reduced`: large JPEG files are decoded at a smaller size, which is faster and gives slightly other
+            pixels than those that accuracy was measured with (docs/runtime-speed.md).
+        max_batch: images of `submit` that share one call of the model, at most; None: as many as the backend gains from.
+        max_wait_ms: milliseconds that a submitted image waits for others, at most, and only where another one waits already.
+        max_queue: submitted images that may wait, at most; a further `submit` waits for room.
 
     Raises:
         InputNotFoundError: there is nothing at `path`.
         BadDataError: it is no bundle, or a malformed one.
         RefusedError: a file was changed, or a canary is not answered as it was when the bundle was made.
         UnavailableError: nothing in it can run on this computer.
-        UsageError: no such target.
+        UsageError: no such target, or a number out of its range.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, target: str | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        target: str | None = None,
+        threads: int = 0,
+        signers: SignaturePolicy | None = None,
+        decoding: Decoding = "exact",
+        max_batch: int | None = None,
+        max_wait_ms: float = 2.0,
+        max_queue: int = 256,
+    ) -> None:
+        options = MicroBatchOptions(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue)
+        self._options = OpenOptions(target=target, threads=threads, signers=signers, decoding=decoding)
         self._opened_in = os.getpid()
-        bundle = read_bundle(Path(path))
-        choices = choices_for(bundle, target, threads)
-        choice, runner = _open_first(bundle, choices)
-        _say_of_weights(bundle, choice)
-        self._pipeline = Pipeline(runner, bundle.manifest.card)
-        try:
-            used = check_canaries(bundle, self._pipeline, choice.engine)
-        except BaseException:
-            runner.close()
-            raise
-        if used > _NOTABLE:
-            _log.warning(
-                "`%s` answers its canaries rightly but not exactly as where it was made (%.0f %% of the tolerance): its "
-                "accuracy here may differ from what was measured; `edgebert bench` tells",
-                bundle.path,
-                100 * used,
-            )
-        self.path = bundle.path
-        self.digest = bundle.digest
-        self.class_names = bundle.manifest.card.class_names
-        self.input_spec = runner.input_spec
-        self.target = choice.target
-        self.backend = choice.backend
+        self._opened = open_bundle(Path(path), self._options)
+        self._closed = False
+        self._loading = threading.RLock()  # one swap loads at a time
+        self._tally = Tally()
+        self._queue = MicroBatches(options, self._tally)
+        self._in_locks: dict[object, int] = {}  # a call that takes locks of ours -> its thread
+        weakref.finalize(
+            self, self._queue.close, "answer"
+        ).atexit = False  # the interpreter's end is the queue's own matter
+
+    @property
+    def path(self) -> Path:
+        """Where the bundle that serves was read from."""
+        return self._opened.path
+
+    @property
+    def digest(self) -> str:
+        """The digest of the bundle that serves: SHA-256 of its `SHA256SUMS`."""
+        return self._opened.digest
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the bundle that serves, in the order of `Prediction.scores`."""
+        return self._opened.class_names
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """Height and width of the network's input in pixels, and the number of classes."""
+        return self._opened.input_spec
+
+    @property
+    def target(self) -> str:
+        """The target whose form runs, or `portable`."""
+        return self._opened.target
+
+    @property
+    def backend(self) -> str:
+        """What runs it, such as `openvino`."""
+        return self._opened.backend
 
     def predict(self, image: ImageSource) -> Prediction:
         """Classify one image.
 
         Args:
-            image: a path, the bytes of a file, a Pillow image, or a uint8 (height, width, 3) RGB array.
+            image: a path, the bytes of a file, a Pillow image, or a uint8 (height, width, 3) RGB array of any strides.
 
         Raises:
-            BadDataError: it is no image of an accepted kind.
+            ImageError: it is no image of an accepted kind.
             InputNotFoundError: the path cannot be read.
+            NotFiniteError: the model answered with NaN or infinity.
+            ClosedError: the classifier is closed.
             ForkedRuntimeError: called in a forked child.
-            EdgebertError: the classifier is closed, or the model's answer is not finite.
         """
-        check_process(self._opened_in)
-        pipeline = self._pipeline
-        return pipeline.post(pipeline.infer(pipeline.pre(image)))[0]
+        asked = perf_counter_ns()
+        call = object()
+        opened = self._opened
+        try:
+            opened.running[call] = get_ident()
+            if opened.retired:
+                opened.leave(call)
+                opened = self._enter(call)
+            pipeline = opened.pipeline
+            tensor = pipeline.pre(image)
+            prepared = perf_counter_ns()
+            logits = pipeline.infer(tensor)
+            inferred = perf_counter_ns()
+            answer = pipeline.post(logits)[0]
+            self._tally.answered_alone(asked, prepared, inferred, perf_counter_ns())
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            opened.leave(call)
+        return answer
 
-    def predict_batch(self, images: Sequence[ImageSource]) -> list[Prediction]:
-        """Classify several images; any number, also none. Each gets the answer that `predict` gives it.
+    def predict_batch(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> list[Prediction]:
+        """Classify several images, all of them with one bundle. Each gets the answer that `predict` gives it.
+
+        Args:
+            images: 1 to 65,536 images of any kind that `predict` takes, or uint8 (batch, height, width, 3) RGB. They are
+                decoded and run 32 at a time.
 
         Raises:
-            BadDataError: one is no image of an accepted kind; the message says which. The others are not answered.
+            BatchSizeError: none, or more than 65,536.
+            ImageError: one is no image of an accepted kind; the message says which. The others are not answered.
             InputNotFoundError: a path cannot be read.
+            NotFiniteError: the model answered with NaN or infinity.
+            ClosedError: the classifier is closed.
             ForkedRuntimeError: called in a forked child.
-            EdgebertError: the classifier is closed, or the model's answer is not finite.
+        """
+        return self._predict_batch(images, _always)
+
+    def submit(self, image: ImageSource, *, timeout: float | None = None) -> Future[Prediction]:
+        """Take one image and return its future at once; images that wait together share calls of the model.
+
+        The image is decoded and resized here, in the caller's thread, so that an array may be overwritten as soon as this
+        returns. Answers come in the order in which images were submitted, each from the bundle that served when it was. Callbacks of
+        the future run in the thread that answers: they shall be short. The future can be cancelled while it waits.
+
+        Args:
+            image: what `predict` takes; one that `predict` would refuse fails its own future and no other.
+            timeout: seconds to wait where `max_queue` images wait already; None waits as long as it takes.
+
+        Raises:
+            QueueFullError: there was no room within `timeout`.
+            ClosedError: the classifier is closed.
+            ForkedRuntimeError: called in a forked child.
         """
         check_process(self._opened_in)
-        answers: list[Prediction] = []
-        for start in range(0, len(images), _CHUNK):
-            batch = np.concatenate(list(self._preprocessed(images, start)))  # (chunk, height, width, 3)
-            answers += self._pipeline.post(self._pipeline.infer(batch))
-        return answers
+        request = Request(self._queue)
+        try:
+            self._in_locks[request] = get_ident()
+            self._queue.reserve(request, timeout)
+            request.opened = self._enter(request)
+            begun = perf_counter_ns()
+            request.prepare(image)
+            self._tally.prepared(perf_counter_ns() - begun)
+            self._queue.put(request)
+        except (BadDataError, InputNotFoundError) as error:  # of this image, and of no other
+            self._failed(error)
+            request.fail(error)
+        except BaseException as error:
+            self._failed(error)
+            request.finished()
+            raise
+        finally:
+            self._queue.give_back(request)
+            self._in_locks.pop(request, None)
+        return request
+
+    def swap(self, path: str | os.PathLike[str]) -> str:
+        """Let another bundle take over without a dropped answer, and return its digest.
+
+        It is read, verified, loaded and self-tested beside the one that serves. Then every new call goes to it, those that began
+        before end with the old one, and when they have, the old one is freed and this returns. Class names and input size
+        may differ. Where anything fails, the old one serves on.
+
+        Called from the callback of a future or from a signal handler that interrupted a call, this returns without waiting
+        for the old one to be freed.
+
+        Raises:
+            BundleError: there is no bundle at `path`, or it is malformed, or it was refused.
+            UnavailableError: nothing in it can run on this computer.
+            ClosedError: the classifier is closed, or was closed meanwhile.
+            ForkedRuntimeError: called in a forked child.
+        """
+        check_process(self._opened_in)
+        with self._loading:
+            self._check_open()
+            try:
+                fresh = open_bundle(Path(path), self._options)
+            except BaseException:
+                self._tally.swapped("failed")
+                raise
+            old, self._opened = self._opened, fresh
+        old.retire()
+        try:
+            self._check_open()
+        except ClosedError:  # `close` says so before it looks for what to free, so one of the two frees the fresh one
+            fresh.retire()
+            raise
+        self._tally.swapped("done")
+        if not self._holds_locks():
+            old.wait_until_freed()
+            return_freed_memory()
+        return fresh.digest
+
+    def warm_up(self, *, calls: int | None = None, seconds: float | None = None) -> None:
+        """Run the model on a made-up image until its buffers and the processor's clock are where they will be; not counted.
+
+        Args:
+            calls: how many times; 10 where neither is given.
+            seconds: for how long; at least one call.
+
+        Raises:
+            UsageError: both are given, or one is not above 0.
+            ClosedError: the classifier is closed.
+            ForkedRuntimeError: called in a forked child.
+        """
+        if calls is not None and seconds is not None:
+            raise UsageError(f"warm_up of {calls} calls and {seconds} seconds", expected="one of them")
+        if (calls is not None and calls < 1) or (seconds is not None and not 0 < seconds < float("inf")):
+            raise UsageError(f"warm_up of `{calls if seconds is None else seconds}`", expected="a number above 0")
+        check_process(self._opened_in)
+        call = object()
+        opened = self._enter(call)
+        try:
+            _warm_up(opened.pipeline, calls=_WARM_UP_CALLS if calls is seconds is None else calls, seconds=seconds)
+        finally:
+            opened.leave(call)
+
+    def counters(self) -> Counters:
+        """Return what was answered, failed and swapped so far, and how long it took; also after `close`.
+
+        Raises:
+            ForkedRuntimeError: called in a forked child.
+        """
+        check_process(self._opened_in)
+        call = object()
+        try:
+            self._in_locks[call] = get_ident()
+            return self._tally.counters(digest=self._opened.digest, queue_depth=self._queue.depth)
+        finally:
+            self._in_locks.pop(call, None)
 
     def properties(self) -> Mapping[str, str]:
-        """Return what the backend really uses: version, threads, precision, device."""
-        return self._pipeline.runner.properties()
+        """Return what the backend really uses: version, threads, precision, device.
 
-    def close(self) -> None:
-        """Free the model; further calls fail. Closing twice is allowed."""
-        self._pipeline.runner.close()
+        Raises:
+            ClosedError: the classifier is closed.
+            ForkedRuntimeError: called in a forked child.
+        """
+        check_process(self._opened_in)
+        call = object()
+        opened = self._enter(call)
+        try:
+            return opened.pipeline.runner.properties()
+        finally:
+            opened.leave(call)
+
+    def close(self, pending: Pending = "answer") -> None:
+        """Take no more calls, let those that run end, and free the model. Closing twice is allowed.
+
+        In a forked child this does nothing: the model is the parent's. Called from the callback of a future or from a signal
+        handler that interrupted a call, it returns without waiting, and the last call frees the model.
+
+        Args:
+            pending: what becomes of submitted images that wait: `answer` answers them first, `cancel` cancels their futures.
+        """
+        if os.getpid() != self._opened_in:
+            return
+        self._closed = True
+        self._queue.close(pending)
+        opened = self._opened
+        opened.retire()
+        if self._holds_locks() or opened.is_called_here():
+            return
+        opened.wait_until_freed()
+        self._queue.join()
 
     def __enter__(self) -> Self:
         return self
@@ -189,164 +344,117 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _preprocessed(self, images: Sequence[ImageSource], start: int) -> Iterator[np.ndarray]:
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            f"a Classifier of `{self.path}` cannot be copied, pickled or sent to another process",
+            expected="one Classifier per process",
+            hint=f'open it there: `Classifier("{self.path}")`',
+        )
+
+    def _enter(self, call: object) -> OpenedBundle:
+        """Write a call into the bundle that serves; the caller lets the call leave it.
+
+        Raises:
+            ClosedError: the classifier is closed.
+            ForkedRuntimeError: called in a forked child.
+        """
+        while True:
+            opened = self._opened
+            opened.running[call] = get_ident()
+            if not opened.retired:
+                return opened
+            opened.leave(call)
+            check_process(self._opened_in)
+            self._check_open()
+            refuse_at_exit()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed()
+
+    def _predict_batch(
+        self, images: Sequence[ImageSource] | NDArray[np.uint8], is_wanted: Callable[[], bool]
+    ) -> list[Prediction]:
+        asked = perf_counter_ns()
+        check_process(self._opened_in)
+        call = object()
+        opened = self._enter(call)
+        try:
+            _check_images(images)
+            answers: list[Prediction] = []
+            for start in range(0, len(images), _CHUNK):
+                if not is_wanted():
+                    raise CancelledError
+                batch = np.concatenate(list(self._preprocessed(opened.pipeline, images, start)))
+                started = perf_counter_ns()
+                logits = opened.pipeline.infer(batch)  # of (chunk, height, width, 3)
+                inferred = perf_counter_ns()
+                answers += opened.pipeline.post(logits)
+                self._tally.ran(len(batch), started, inferred, perf_counter_ns())
+            self._tally.answered(len(answers), perf_counter_ns() - asked)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            opened.leave(call)
+        return answers
+
+    def _preprocessed(
+        self, pipeline: Pipeline, images: Sequence[ImageSource] | NDArray[np.uint8], start: int
+    ) -> Iterator[NDArray[np.uint8]]:
         for index, image in enumerate(images[start : start + _CHUNK], start):
+            begun = perf_counter_ns()
             try:
-                yield self._pipeline.pre(image)
+                tensor = pipeline.pre(image)
             except (BadDataError, InputNotFoundError) as error:
                 where = f"image {index} of {len(images)}: {error.what}"
                 raise type(error)(where, expected=error.expected, hint=error.hint) from error
+            self._tally.prepared(perf_counter_ns() - begun)
+            yield tensor
+
+    def _failed(self, error: BaseException) -> None:
+        # What says that nobody should call is no failure of a call; and in a forked child a lock may be held for ever.
+        if not isinstance(error, (ClosedError, ForkedRuntimeError)):
+            self._tally.failed(error)
+
+    def _holds_locks(self) -> bool:
+        """Whether this thread was interrupted where it may hold a lock that those need whom it would wait for."""
+        return get_ident() in self._in_locks.copy().values()
 
 
-def choices_for(bundle: Bundle, target: str | None, threads: int) -> list[Choice]:
-    """Return what of a bundle could run on a computer like this one, the best first; no backend is imported.
+def _always() -> bool:
+    return True
 
-    What saturates on this CPU comes last, else the order is the bundle's own.
 
-    Raises:
-        UsageError: no such target.
-        UnavailableError: the bundle has no form for `target`, or one for other machines.
-    """
-    forms = bundle.manifest.forms
-    if target is not None:
-        form = bundle.manifest.form(resolve_target(target).name)
-        if form is None:
-            raise UnavailableError(
-                f"`{bundle.path}` has no form for `{target}`",
-                expected=", ".join(form.target for form in forms),
-                hint=f"edgebert compile GRAPH --target {target} -o {bundle.path}",
+def _check_images(images: Sequence[ImageSource] | NDArray[np.uint8]) -> None:
+    """Refuse what is no batch, before anything is decoded."""
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+            raise ImageError(
+                f"the batch has shape {images.shape} and dtype {images.dtype}",
+                expected="uint8 (batch, height, width, 3), RGB",
+                hint="`predict` takes one image",
             )
-        if not _fits_machine(form):
-            raise UnavailableError(
-                f"the form of `{bundle.path}` for `{target}` is made for {form.machine}",
-                expected=f"one for this machine, {machine()}",
-                hint="leave the target out to use whatever fits",
-            )
-        return [_form_choice(bundle, form, threads)]
-    fitting = [_form_choice(bundle, form, threads) for form in forms if _fits_machine(form)]
-    recorded = bundle.manifest.canaries[0].logits
-    portable = [portable_choice(bundle, backend, threads) for backend in PORTABLE_BACKENDS if backend in recorded]
-    return sorted(fitting, key=_saturates) + sorted(portable, key=_saturates)
-
-
-def portable_choice(bundle: Bundle, backend: str, threads: int) -> Choice:
-    """Return the portable graph, to be run by `backend` on the CPU."""
-    source = ModelSource(spec=_spec(bundle), files={GRAPH_FILE: bundle.files[GRAPH_FILE]})
-    return Choice(
-        target=PORTABLE,
-        backend=backend,
-        source=source,
-        options=RunnerOptions(threads=threads),
-        weight_bits=8 if bundle.manifest.precision == "int8" else None,
-    )
-
-
-def check_canaries(bundle: Bundle, pipeline: Pipeline, engine: str) -> float:
-    """Answer every canary and compare with what the bundle's maker got.
-
-    Returns:
-        How much of the tolerance was used, 0 to 1.
-
-    Raises:
-        RefusedError: another input tensor, another logit, or another decision; the message says which of them.
-    """
-    used = 0.0
-    for canary in bundle.manifest.canaries:
-        tensor = pipeline.pre(bundle.files[canary.file])
-        if tensor_sha256(tensor) != canary.input_sha256:
-            raise RefusedError(
-                f"`{bundle.path}` is refused: preprocessing turns canary `{canary.file}` into another tensor than when the "
-                "bundle was made",
-                expected=f"SHA-256 {canary.input_sha256:.64}, found {tensor_sha256(tensor)}",
-                hint="install the version of Pillow that made it, or compile the graph again",
-            )
-        used = max(used, _check_answer(bundle, pipeline, canary, engine, tensor))
-    return used
-
-
-def machine() -> str:
-    """Return this computer's processor architecture by one name on every system, such as `x86_64` or `aarch64`."""
-    name = platform.machine().lower()
-    return _MACHINES.get(name, name)
-
-
-def _check_answer(bundle: Bundle, pipeline: Pipeline, canary: Canary, engine: str, tensor: np.ndarray) -> float:
-    logits = pipeline.infer(tensor)
-    answer = pipeline.post(logits)[0]
-    differences = np.abs(logits[0].astype(np.float64) - np.array(canary.logits[engine]))
-    worst = int(np.argmax(differences))
-    if differences[worst] > canary.tolerance[engine] or set(answer.labels) != set(canary.labels):
-        raise RefusedError(
-            f"`{bundle.path}` is refused: {engine} answers canary `{canary.file}` with {spoken(answer.labels)}, and the logit of "
-            f"`{bundle.manifest.card.class_names[worst]}` is {logits[0][worst]:.5g}; its input tensor is right",
-            expected=f"{spoken(canary.labels)}, and {canary.logits[engine][worst]:.5g} within {canary.tolerance[engine]:.2g}",
-            hint="compile the graph on this computer, or for another target",
+    elif isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(images, Sequence):
+        raise ImageError(
+            f"the batch is of type `{type(images).__name__}`",
+            expected="a list of images, or uint8 (batch, height, width, 3)",
+            hint="`predict` takes one image; `list(...)` makes a list of an iterator",
         )
-    return float(differences[worst]) / canary.tolerance[engine]
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise BatchSizeError(f"the batch holds {len(images)} images", expected=f"1 to {MAX_IMAGES:,}")
 
 
-def _open_first(bundle: Bundle, choices: list[Choice]) -> tuple[Choice, Runner]:
-    """Open the first choice whose backend and device are here."""
-    reasons: list[UnavailableError] = []
-    for choice in choices:
-        try:
-            check_device(choice.backend, choice.options.device)
-        except UnavailableError as error:
-            reasons.append(error)
-            continue
-        if choice.target == PORTABLE:
-            _log.warning(
-                "no compiled form of `%s` fits this computer: its portable graph runs in %s",
-                bundle.path,
-                choice.backend,
-            )
-        return choice, open_runner(choice.backend, choice.source, choice.options)
-    if len(reasons) == 1:
-        raise reasons[0]
-    forms = ", ".join(form.target for form in bundle.manifest.forms)
-    raise UnavailableError(
-        f"nothing in `{bundle.path}` (forms: {forms}) can run on this computer ({machine()})",
-        expected="; or ".join(dict.fromkeys(error.what for error in reasons)) or "a form for it",
-        hint=next((error.hint for error in reasons if error.hint), "edgebert doctor"),
-    )
-
-
-def _form_choice(bundle: Bundle, form: BundleForm, threads: int) -> Choice:
-    options = RunnerOptions(device=form.device, threads=threads, disabled_optimizers=form.disabled_optimizers)
-    source = ModelSource(spec=_spec(bundle), files=bundle.form_files(form))
-    return Choice(
-        target=form.target, backend=form.backend, source=source, options=options, weight_bits=form.weight_bits
-    )
-
-
-def _saturates(choice: Choice) -> bool:
-    return choice.saturates
-
-
-def _say_of_weights(bundle: Bundle, choice: Choice) -> None:
-    """Warn where int8 products saturate; say so where 7 bits are used and 8 would do."""
-    if choice.saturates:
-        target = "" if choice.target == PORTABLE else f" --target {choice.target}"
-        _log.warning(
-            "`%s` has 8-bit weights for `%s`, and this CPU has no VNNI or AMX (%s): its accuracy here is not what was "
-            "measured. Compile it again: edgebert compile GRAPH --weights 7-bit%s -o NAME.edgebert",
-            bundle.manifest.name,
-            choice.target,
-            int8_instructions(choice.backend).to_text(),
-            target,
-        )
-    elif choice.weight_bits == 7 and int8_instructions(choice.backend).exact:
-        _log.info(
-            "`%s` has 7-bit weights for `%s`, for CPUs without VNNI or AMX; this one would take 8",
-            bundle.manifest.name,
-            choice.target,
-        )
-
-
-def _spec(bundle: Bundle) -> InputSpec:
-    card = bundle.manifest.card
-    return InputSpec(height=card.preprocessing.height, width=card.preprocessing.width, classes=len(card.class_names))
-
-
-def _fits_machine(form: BundleForm) -> bool:
-    return form.machine is None or form.machine == machine()
+def _warm_up(pipeline: Pipeline, *, calls: int | None, seconds: float | None) -> None:
+    """Run a pattern that no kernel can skip, alone; once also in the company that `submit` gives it."""
+    spec = pipeline.runner.input_spec
+    pattern = np.arange(spec.height * spec.width * 3, dtype=np.uint32) * 97 % 251
+    image = pattern.astype(np.uint8).reshape(spec.height, spec.width, 3)
+    together = pipeline.runner.preferred_batch
+    if together > 1:
+        pipeline.post(pipeline.infer(np.repeat(pipeline.pre(image), together, axis=0)))
+    until = perf_counter() + (seconds or 0.0)
+    done = 0
+    while done < (calls or 1) or (seconds is not None and perf_counter() < until):
+        pipeline.post(pipeline.infer(pipeline.pre(image)))
+        done += 1

@@ -12,9 +12,9 @@ import os
 import sys
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgebert.errors import EdgebertError
+from edgebert.errors import ClosedError
 from edgebert.runtime.runner import check_process
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ class NativeModel:
     """Base of the runners: remembers its process, and whether it was closed.
 
     A subclass lists in `_native` what must not be destroyed in a forked child, the model itself first.
+
+    Attributes:
+        preferred_batch: images in one call above which none gets its answer sooner; see `Runner.preferred_batch`.
     """
+
+    preferred_batch: ClassVar[int] = 8
 
     def __init__(self, *native: object) -> None:
         self._opened_in = os.getpid()
@@ -36,12 +41,12 @@ class NativeModel:
 
     # Any: the backends' own classes have no types of their own.
     def _usable_model(self) -> Any:
-        """Return the first of `_native`, or raise: in a forked child `ForkedRuntimeError`, after `close` `EdgebertError`."""
+        """Return the first of `_native`, or raise: in a forked child `ForkedRuntimeError`, after `close` `ClosedError`."""
         check_process(self._opened_in)
         try:
             return self._native[0]
         except IndexError:
-            raise EdgebertError("this model was closed", hint="open the artefact again") from None
+            raise ClosedError("this model was closed", hint="open the artefact again") from None
 
     def close(self) -> None:
         """Free the model; further calls of `infer` fail. Closing twice is allowed.

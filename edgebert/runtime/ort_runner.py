@@ -45,7 +45,8 @@ class OrtRunner(NativeModel):
     def __init__(self, session: Any, spec: InputSpec, threads: int, disabled_optimizers: tuple[str, ...]) -> None:
         super().__init__(session)
         self.input_spec = spec
-        self._input = session.get_inputs()[0].name
+        self._input, self._outputs = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+        self._spare: list[NDArray[np.uint8]] = []  # (1, height, width, 3) each, for images that are not C-contiguous
         self._threads = threads
         self._disabled_optimizers = disabled_optimizers
 
@@ -92,8 +93,18 @@ class OrtRunner(NativeModel):
         """Run one batch; see `Runner.infer`."""
         session = self._usable_model()
         images = check_batch(batch, self.input_spec)
-        (logits,) = session.run(None, {self._input: images})
-        return check_logits(logits, len(images), self.input_spec)
+        if images.flags.c_contiguous:  # goes to ONNX Runtime as it is, which reads it and lets it go
+            return self._answered(session, images)
+        if len(images) > 1:
+            return self._answered(session, np.ascontiguousarray(images))
+        try:
+            contiguous = self._spare.pop()  # a list's pop and append are atomic
+        except IndexError:
+            contiguous = np.empty(images.shape, np.uint8)
+        contiguous[:] = images
+        logits = self._answered(session, contiguous)
+        self._spare.append(contiguous)
+        return logits
 
     def properties(self) -> Mapping[str, str]:
         """Return version, device, threads and what was switched off."""
@@ -108,6 +119,10 @@ class OrtRunner(NativeModel):
         if self._disabled_optimizers:
             found["disabled_optimizers"] = ", ".join(self._disabled_optimizers)
         return found
+
+    def _answered(self, session: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (logits,) = session.run(self._outputs, {self._input: images})
+        return check_logits(logits, len(images), self.input_spec)
 
 
 def _check_interface(session: Any, spec: InputSpec) -> None:

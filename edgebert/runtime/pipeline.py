@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.card import ModelCard
-from edgebert.decisions import decisions, sigmoid, softmax
-from edgebert.errors import EdgebertError
-from edgebert.preprocess import ImageSource, load_image
+from edgebert.decisions import decisions, sigmoid, softmax, softmax_of_few
+from edgebert.errors import NotFiniteError
+from edgebert.preprocess import Decoding, ImageSource, takes_as_is, view_image
 from edgebert.runtime.runner import Runner
+
+_UINT8 = np.dtype(np.uint8)
+_log = logging.getLogger("edgebert")
+
+# Up to as many classes plain Python is faster than numpy right after a model ran, when nothing of either is in the processor's
+# caches: docs/runtime-speed.md.
+_FEW_CLASSES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +38,7 @@ class Prediction:
             its threshold, the surest first; none is an answer too. Thresholds are of probabilities before the calibration, which
             changes no decision.
         abstained: whether the score is below the one from which on the bundle answers; False where it has none.
+        digest: of the bundle that answered (`Classifier.digest`), 64 hexadecimal digits; empty where no bundle did.
     """
 
     label: str
@@ -37,6 +47,7 @@ class Prediction:
     scores: tuple[float, ...]
     labels: tuple[str, ...]
     abstained: bool = False
+    digest: str = ""
 
 
 class Pipeline:
@@ -45,15 +56,35 @@ class Pipeline:
     Args:
         runner: an opened model; the caller closes it.
         card: class names and preprocessing of the artefact.
+        digest: what every answer says of the bundle it comes from.
+        decoding: `exact`, or `reduced` for JPEG files whose pixels need not be those that accuracy was measured with, which is
+            said in a warning of the logger `edgebert`; see `edgebert.preprocess.load_image`.
     """
 
-    def __init__(self, runner: Runner, card: ModelCard) -> None:
+    def __init__(self, runner: Runner, card: ModelCard, digest: str = "", *, decoding: Decoding = "exact") -> None:
         self.runner = runner
         self.card = card
+        self.digest = digest
+        self.decoding: Decoding = decoding
+        rule = card.preprocessing
+        self._ready_shape = (rule.height, rule.width, 3) if takes_as_is(rule) else None
+        self._temperature = 1.0 if card.confidence is None else card.confidence.temperature
+        self._is_of_few = card.task != "multi-label" and len(card.class_names) <= _FEW_CLASSES
+        if decoding == "reduced":
+            _log.warning(
+                "large JPEG files are decoded at a reduced size: their pixels, and now and then a decision, differ from those "
+                "that accuracy was measured with"
+            )
 
     def pre(self, image: ImageSource) -> NDArray[np.uint8]:
-        """Decode and resize one image into uint8 (1, height, width, 3) RGB; see `edgebert.preprocess.load_image`."""
-        return load_image(image, self.card.preprocessing)[np.newaxis]
+        """Decode and resize one image into uint8 (1, height, width, 3) RGB; see `edgebert.preprocess.view_image`.
+
+        An array that needs no resizing is not copied: the result is a view of it, of its strides.
+        """
+        # Asked first, as a camera's frames pass here: neither copied nor looked at any further.
+        if type(image) is np.ndarray and image.shape == self._ready_shape and image.dtype is _UINT8:
+            return image[np.newaxis]
+        return view_image(image, self.card.preprocessing, self.decoding)[np.newaxis]
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 (batch, classes) logits of uint8 (batch, height, width, 3)."""
@@ -63,47 +94,69 @@ class Pipeline:
         """Return the answer for each row of float32 (batch, classes).
 
         Raises:
-            EdgebertError: a logit is not finite. `numpy.argmax` would call the first NaN the winner.
+            NotFiniteError: a logit is not finite. `numpy.argmax` would call the first NaN the winner.
         """
-        if not np.isfinite(logits).all():
-            row = int(np.argmin(np.isfinite(logits).all(axis=1)))
-            raise EdgebertError(
-                f"the model answered image {row} with {logits[row].tolist()!s:.200}",
-                expected="finite logits",
-                hint="edgebert verify BUNDLE",
-            )
+        rows: list[list[float]] = logits.tolist()
+        if self._is_of_few:
+            return [self._prediction_of_few(row, number) for number, row in enumerate(rows)]
+        for number, row in enumerate(rows):
+            _check_finite(row, number)
         if self.card.task == "multi-label":
-            said = decisions(logits, self.card.thresholds)
-            scores = sigmoid(self._calibrated(logits))
-            return [self._several(*row) for row in zip(logits, scores, said, strict=True)]
-        return [self._prediction(*row) for row in zip(logits, softmax(self._calibrated(logits)), strict=True)]
+            return self._several(logits, rows)
+        scores: list[list[float]] = softmax(self._calibrated(logits)).tolist()
+        return list(map(self._prediction, rows, scores))
 
     def _calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.floating]:
         # Decisions are made of the logits themselves, so that no temperature can change one.
-        confidence = self.card.confidence
-        return logits if confidence is None else logits.astype(np.float64) / confidence.temperature
+        return logits if self._temperature == 1 else logits.astype(np.float64) / self._temperature
 
-    def _prediction(self, logits: NDArray[np.float32], scores: NDArray[np.float64]) -> Prediction:
-        index = int(np.argmax(logits))
-        label, score, confidence = self.card.class_names[index], float(scores[index]), self.card.confidence
+    def _prediction_of_few(self, logits: list[float], number: int) -> Prediction:
+        scores = softmax_of_few(logits, self._temperature)
+        answer = self._prediction(logits, scores)
+        if not answer.score > 0 or 0.0 in scores:  # of NaN and infinities, and of what is finite and rounds to 0
+            _check_finite(logits, number)
+        return answer
+
+    def _prediction(self, logits: list[float], scores: list[float]) -> Prediction:
+        index = logits.index(max(logits))  # the first of several that are as large
+        label, score, confidence = self.card.class_names[index], scores[index], self.card.confidence
         return Prediction(
             label=label,
             score=score,
             index=index,
-            scores=tuple(scores.tolist()),
+            scores=tuple(scores),
             labels=(label,),
             abstained=confidence is not None and confidence.abstains(score),
+            digest=self.digest,
         )
 
-    def _several(self, logits: NDArray[np.float32], scores: NDArray[np.float64], said: NDArray[np.bool_]) -> Prediction:
-        names, order = self.card.class_names, np.argsort(-logits, kind="stable")
-        index = int(order[0])
-        return Prediction(
-            label=names[index],
-            score=float(scores[index]),
-            index=index,
-            scores=tuple(scores.tolist()),
-            labels=tuple(names[place] for place in order if said[place]),
+    def _several(self, logits: NDArray[np.float32], rows: list[list[float]]) -> list[Prediction]:
+        names, said = self.card.class_names, decisions(logits, self.card.thresholds).tolist()
+        scores: list[list[float]] = sigmoid(self._calibrated(logits)).tolist()
+        answers: list[Prediction] = []
+        for row, probabilities, yes in zip(rows, scores, said, strict=True):
+            order = sorted(
+                range(len(row)), key=row.__getitem__, reverse=True
+            )  # stable: the first of several comes first
+            answers.append(
+                Prediction(
+                    label=names[order[0]],
+                    score=probabilities[order[0]],
+                    index=order[0],
+                    scores=tuple(probabilities),
+                    labels=tuple(names[place] for place in order if yes[place]),
+                    digest=self.digest,
+                )
+            )
+        return answers
+
+
+def _check_finite(logits: list[float], number: int) -> None:
+    if not math.isfinite(sum(logits)):  # the sum of what is finite in float32 is finite in float64
+        raise NotFiniteError(
+            f"the model answered image {number} with {logits!s:.200}",
+            expected="finite logits",
+            hint="edgebert verify BUNDLE",
         )
 
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.errors import BadDataError, ForkedRuntimeError, UnavailableError, UsageError
+from edgebert.errors import BadDataError, BatchSizeError, ForkedRuntimeError, ImageError, UnavailableError, UsageError
 from edgebert.target import Backend
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ RUNNERS = {
 
 MAX_BATCH = 1024
 MAX_THREADS = 1024
+_UINT8 = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +82,14 @@ class ModelSource:
 
 
 class Runner(Protocol):
-    """An opened model. `infer` may be called from several threads at once; a forked child gets an error."""
+    """An opened model. `infer` may be called from several threads at once; a forked child gets an error.
 
+    Attributes:
+        preferred_batch: images in one call up to which a call takes less time than a call for each; `submit` makes its
+            batches as large. 1 where a model runs its images one by one.
+    """
+
+    preferred_batch: ClassVar[int]
     input_spec: InputSpec
 
     @classmethod
@@ -108,7 +115,7 @@ class Runner(Protocol):
         """Run one batch.
 
         Args:
-            batch: uint8 (batch, height, width, 3) RGB, C-contiguous; never written to.
+            batch: uint8 (batch, height, width, 3) RGB of any strides; never written to, and not kept.
 
         Returns:
             float32 (batch, classes) logits, owning their memory.
@@ -155,19 +162,22 @@ def check_device(backend: str, device: str) -> None:
 
 
 def check_batch(batch: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
-    """Return the batch C-contiguous, or refuse what no graph of `spec` takes.
+    """Return the batch as it is, of any strides, or refuse what no graph of `spec` takes.
 
     Raises:
-        BadDataError: another dtype or shape, an empty batch, or more than 1,024 images.
+        ImageError: another dtype or shape.
+        BatchSizeError: an empty batch, or more than 1,024 images.
     """
+    if batch.dtype is _UINT8 and batch.shape == (1, spec.height, spec.width, 3):  # what nearly all are, asked first
+        return batch
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (spec.height, spec.width, 3):
-        raise BadDataError(
+        raise ImageError(
             f"the batch has shape {batch.shape} and dtype {batch.dtype}",
             expected=f"uint8 (batch, {spec.height}, {spec.width}, 3), RGB",
         )
     if not 1 <= batch.shape[0] <= MAX_BATCH:
-        raise BadDataError(f"the batch holds {batch.shape[0]} images", expected=f"1 to {MAX_BATCH}")
-    return np.ascontiguousarray(batch)
+        raise BatchSizeError(f"the batch holds {batch.shape[0]} images", expected=f"1 to {MAX_BATCH}")
+    return batch
 
 
 def check_process(opened_in: int) -> None:

@@ -78,7 +78,7 @@ class TorchRunner(NativeModel):
         import torch
 
         model: PixelClassifier = self._usable_model()
-        images = check_batch(batch, self.input_spec)
+        images = np.ascontiguousarray(check_batch(batch, self.input_spec))
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():

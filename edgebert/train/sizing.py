@@ -31,9 +31,9 @@ from edgebert.bench.report.table import count_text, size_text
 from edgebert.card import check_class_names
 from edgebert.data import DataOptions, load_dataset
 from edgebert.errors import UnavailableError, UsageError
+from edgebert.fingerprint import machine
 from edgebert.manifest import Precision
 from edgebert.preprocess import MAX_SIDE, Preprocessing, Resize
-from edgebert.runtime.classifier import machine
 from edgebert.runtime.runner import check_device, physical_cores
 from edgebert.target import Target, resolve_target
 from edgebert.train.options import check_choice, check_range

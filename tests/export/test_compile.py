@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,11 +28,12 @@ from edgebert.errors import (
 )
 from edgebert.examples import ExampleImage, example_png
 from edgebert.export import compile as compile_module
-from edgebert.export.canaries import Candidate, chosen_canaries
+from edgebert.export.canaries import Candidate, blind_spots, chosen_canaries, synthetic_candidates
 from edgebert.export.compile import CompileOptions, bundle_from_graph
 from edgebert.export.forms import CompiledForm, form_from_graph
 from edgebert.export.metadata import read_graph_examples, with_metadata
-from edgebert.runtime.classifier import machine
+from edgebert.extras import installed_version
+from edgebert.fingerprint import at_least_release, machine
 from edgebert.runtime.runner import check_device, open_runner
 
 BOTH = ("cpu", "intel-cpu")
@@ -80,6 +83,10 @@ def test_bundle_from_an_int8_graph_holds_both_forms(int8_bundle: Path) -> None:
     manifest = read_bundle(int8_bundle).manifest
     assert (manifest.name, manifest.precision) == ("student", "int8")
     assert [(form.target, form.machine) for form in manifest.forms] == [("cpu", machine()), ("intel-cpu", "x86_64")]
+    assert [form.conditions.to_json() for form in manifest.forms] == [
+        {"machine": machine(), "backend_version": ">= 1.18"},  # opset 20 in IR version 10
+        {"machine": "x86_64", "backend_version": at_least_release(str(installed_version("openvino")))},
+    ]
     assert manifest.forms[0].disabled_optimizers == ("MatMulAddFusion",)
     assert set(manifest.forms[1].files) == {"forms/intel-cpu/model.bin", "forms/intel-cpu/model.xml"}
     assert set(manifest.canaries[0].logits) == {"onnxruntime", "openvino"}
@@ -90,7 +97,8 @@ def test_bundle_holds_no_example_images_but_its_canaries(int8_bundle: Path, int8
     bundle = read_bundle(int8_bundle)
     assert read_graph_examples(bundle.files["model.onnx"]) == ()
     pngs = [bundle.files[canary.file] for canary in bundle.manifest.canaries]
-    assert set(pngs) <= {example.png for example in read_graph_examples(int8_graph)}
+    made = {candidate.png for candidate in synthetic_candidates(bundle.manifest.card.preprocessing)}
+    assert set(pngs) <= {example.png for example in read_graph_examples(int8_graph)} | made
     for name, content in bundle.files.items():
         if not name.endswith(".png"):
             assert b"edgebert.examples" not in content, name
@@ -128,7 +136,7 @@ def test_report_counts_what_was_made(toy_graph: Path, tmp_path: Path) -> None:
     report = bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions(targets=BOTH))
     bundle = read_bundle(report.path)
     assert report.digest == bundle.digest
-    assert report.canaries == len(bundle.manifest.canaries) == 4
+    assert report.canaries == len(bundle.manifest.canaries) == 5  # four examples, and a made one that sees filters
     assert report.size_bytes == sum(bundle.manifest.sizes.values())
     assert (report.precision, report.added, report.verified) == ("fp32", BOTH, BOTH)
 
@@ -137,6 +145,7 @@ def test_an_fp32_graph_is_its_own_form_for_onnx_runtime(toy_graph: Path, tmp_pat
     bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions(targets=("cpu",)))
     (form,) = read_bundle(tmp_path / "toy.edgebert").manifest.forms
     assert (form.files, form.machine) == (("model.onnx",), None)
+    assert form.conditions.to_json() == {"backend_version": ">= 1.18"}
 
 
 # Refusals before any work
@@ -379,3 +388,68 @@ def test_answers_are_recorded_with_one_thread(toy_graph: Path, tmp_path: Path, m
     bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions())
     assert threads
     assert set(threads) == {1}
+
+
+# Canaries that see, numbers of releases, and what a newer version wrote
+
+
+def _made_images(bundle: Path) -> int:
+    read = read_bundle(bundle)
+    made = {candidate.png for candidate in synthetic_candidates(read.manifest.card.preprocessing)}
+    return sum(read.files[canary.file] in made for canary in read.manifest.canaries)
+
+
+def test_a_made_image_is_added_where_the_chosen_ones_are_blind(toy_graph: Path, tmp_path: Path) -> None:
+    bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions())  # noise of the input's own size
+    assert _made_images(tmp_path / "toy.edgebert") == 1
+    manifest = read_bundle(tmp_path / "toy.edgebert").manifest
+    assert manifest.card.provenance.options["canary"] == "examples and synthetic"
+    pngs = [read_bundle(tmp_path / "toy.edgebert").files[canary.file] for canary in manifest.canaries]
+    assert blind_spots(pngs, manifest.card.preprocessing) == []
+
+
+def test_no_image_is_added_where_the_chosen_ones_see(toy: Any, tmp_path: Path) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (4, 11, 12, 3), np.uint8)
+    examples = tuple(ExampleImage(("bolt",), example_png(image, toy.card.preprocessing)) for image in images)
+    graph = _written_toy(toy, tmp_path / "toy.onnx", examples)
+    bundle_from_graph(graph, tmp_path / "toy.edgebert", CompileOptions())
+    assert _made_images(tmp_path / "toy.edgebert") == 0
+
+
+def test_blind_canaries_are_said_where_no_made_image_is_clear(
+    toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_module, "synthetic_candidates", lambda rule: synthetic_candidates(rule, 1))
+    monkeypatch.setattr(compile_module, "margins", lambda rows, thresholds: np.zeros(len(rows)))
+    with caplog.at_level(logging.WARNING, "edgebert"):
+        bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions())
+    assert any("no canary would show interpolation `nearest`" in record.getMessage() for record in caplog.records)
+    assert _made_images(tmp_path / "toy.edgebert") == 0
+
+
+def test_release_is_written_and_kept_when_a_form_is_added(toy_graph: Path, tmp_path: Path) -> None:
+    output = tmp_path / "toy.edgebert"
+    bundle_from_graph(toy_graph, output, CompileOptions(release=7))
+    bundle_from_graph(toy_graph, output, CompileOptions(targets=("intel-cpu",)))
+    assert read_bundle(output).manifest.release == 7
+    with pytest.raises(UsageError, match="release is `-1`"):
+        CompileOptions(release=-1)
+
+
+def test_adding_a_form_keeps_what_a_newer_version_wrote(toy_graph: Path, tmp_path: Path) -> None:
+    output = tmp_path / "toy.edgebert"
+    bundle_from_graph(toy_graph, output, CompileOptions())
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    manifest["invented"] = {"later": [1]}
+    manifest["forms"][0]["cores"] = 4
+    manifest["forms"].append({"target": "riscv-npu", "files": ["model.onnx"]})
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    sums = (output / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
+    lines = [f"{digest}  manifest.json" if line.endswith("  manifest.json") else line for line in sums]
+    (output / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines), newline="\n")
+    bundle_from_graph(toy_graph, output, CompileOptions(targets=("intel-cpu",)))
+    written = json.loads((output / "manifest.json").read_bytes())
+    assert written["invented"] == {"later": [1]}
+    assert written["forms"][0]["cores"] == 4
+    assert [form["target"] for form in written["forms"]] == ["cpu", "intel-cpu", "riscv-npu"]

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebert.errors import BadDataError, EdgebertError, UnavailableError
-from edgebert.export import ort_form
+from edgebert.export import forms, ort_form
 from edgebert.export.forms import FORMS, form_from_graph
 from edgebert.export.ir import ir_from_graph
 from edgebert.export.metadata import (
@@ -27,6 +27,7 @@ from edgebert.export.metadata import (
 )
 from edgebert.export.ort_form import ort_form_from_graph
 from edgebert.export.rules import check_int8_graph
+from edgebert.extras import installed_version
 from edgebert.preprocess import load_batch
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
 from edgebert.target import TARGETS, resolve_target
@@ -204,3 +205,19 @@ def test_form_carries_no_example_image(precision: str, target: str, request: pyt
     secret = base64.b64encode(read_graph_examples(graph)[0].png)
     assert secret in graph
     assert not any(secret in content for content in form_from_graph(graph, resolve_target(target)).files.values())
+
+
+@pytest.mark.parametrize(("opset", "ir", "oldest"), [(20, 9, "1.17"), (20, 10, "1.18"), (21, 9, "1.18")])
+def test_oldest_onnxruntime_reads_the_opset_and_the_ir_version(opset: int, ir: int, oldest: str) -> None:
+    assert forms._oldest_onnxruntime(_empty_model(opset, ir)) == oldest
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(22, 10), (20, 11)])
+def test_oldest_onnxruntime_of_a_file_that_is_newer_than_its_table_is_the_one_here(opset: int, ir: int) -> None:
+    assert forms._oldest_onnxruntime(_empty_model(opset, ir)) == installed_version("onnxruntime")
+
+
+def _empty_model(opset: int, ir: int) -> bytes:
+    node = helper.make_node("Identity", ["image"], ["logits"])
+    graph = helper.make_graph([node], "empty", [], [])
+    return bytes_of_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir))

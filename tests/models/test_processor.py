@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from edgebert._json import JsonObject
@@ -61,6 +62,22 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Segformer", {}),
     ("Siglip", {}),
 ]
+
+
+@pytest.fixture(autouse=True)
+def rows_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Pillow resize along the rows first for transformers as well: 12.3 always does, 13.0 by the image's shape."""
+    resize = Image.Image.resize
+
+    def in_two_steps(
+        image: Image.Image, size: tuple[int, int], resample: int, box: Any = None, reducing_gap: None = None
+    ) -> Image.Image:
+        assert reducing_gap is None
+        if box is not None:  # ours
+            return resize(image, size, resample, box)
+        return resize(resize(image, (size[0], image.height), resample), (size[0], size[1]), resample)
+
+    monkeypatch.setattr(Image.Image, "resize", in_two_steps)
 
 
 def processed_by_transformers(name: str, settings: dict[str, Any], image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,8 +168,9 @@ def test_checkpoint_from_data_refuses_fp16_without_a_cuda_device(tmp_path: Path)
 
 
 def test_checkpoint_from_data_refuses_a_second_writer(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "out", {}).held(), pytest.raises(LockedError):
-        checkpoint_from_data("digits", tmp_path / "out", _OPTIONS)
+    # Whoever holds a lock may take it again, so that the second writer is another thread.
+    with RunFolder(tmp_path / "out", {}).held(), ThreadPoolExecutor(1) as other, pytest.raises(LockedError):
+        other.submit(checkpoint_from_data, "digits", tmp_path / "out", _OPTIONS).result()
 
 
 def test_resume_gives_the_weights_of_an_uninterrupted_run(

@@ -1,0 +1,295 @@
+"""Runs a command of the agent on a device: sends the device wheel where it is missing, then what the command reads, and checks its answer.
+
+One SSH session and one command: `edgebert/remote/bootstrap.py` is its text, so that nothing needs to be on the device but Python, numpy,
+Pillow and a backend. The wheel is kept there as `~/.cache/edgebert/<sha256>/`, and sent again only where it changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import NoReturn
+
+from edgebert import errors
+from edgebert._console import printable
+from edgebert._json import Fields, JsonValue, dump_json, parse_json_object
+from edgebert._progress import Progress
+from edgebert.errors import (
+    BadDataError,
+    EdgebertError,
+    LinkLostError,
+    MemoryExhaustedError,
+    RefusedError,
+    UnavailableError,
+    UsageError,
+)
+from edgebert.extras import FLOORS, below_floor
+from edgebert.remote.bootstrap import GIVEN_UP
+from edgebert.remote.device_wheel import device_wheel
+from edgebert.remote.ssh import Destination, Ended, RemoteCommand, SshOptions, converse
+
+_log = logging.getLogger("edgebert")
+
+_OLDEST_PYTHON = (3, 10)
+_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+_HELLO_BYTES = 4 << 10
+_SILENCE_SECONDS = 60.0  # the device gives up where the host sends nothing for so long
+_RUN_IT = "import base64,sys;exec(base64.b64decode(sys.argv[1]))"
+_MOST_FILE_BYTES = 64 << 10  # they are part of the command, of which Linux takes 128 KiB a word
+_PARTS = ("what", "expected", "hint")  # of an error
+_NO_SUCH_COMMAND = 127  # of a shell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a device said of itself.
+
+    Attributes:
+        name: as the user called it.
+        python: version of its Python.
+        executable: that Python.
+        machine: its processor architecture, such as `aarch64`.
+        modules: module -> version of those edgebert uses that it has.
+    """
+
+    name: str
+    python: tuple[int, ...]
+    executable: str
+    machine: str
+    modules: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAnswer:
+    """What an agent answered.
+
+    Attributes:
+        device: which one.
+        answer: its JSON object.
+        sent_bytes: over the link.
+    """
+
+    device: Device
+    answer: Mapping[str, JsonValue]
+    sent_bytes: int
+
+
+def run_agent(
+    destination: Destination,
+    words: Sequence[str],
+    pieces: Iterable[bytes],
+    size: int,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    answer_seconds: float = 600.0,
+    python: str = "python3",
+    options: SshOptions | None = None,
+) -> AgentAnswer:
+    """Run a command of the agent on a device.
+
+    Args:
+        destination: the device.
+        words: the agent's arguments, such as `["install", "-", "--to", "/opt/widgets", "--json"]`.
+        pieces: what it reads from its stdin.
+        size: bytes of `pieces` together, for the progress.
+        files: small files that the command reads: name -> content; the word `--NAME={NAME}` gets its path there, and it is
+            removed at the end.
+        answer_seconds: how long the command may take once everything was sent.
+        python: the device's Python: a command, or a path; `~/` is the home folder there.
+        options: how the device is reached.
+
+    Raises:
+        EdgebertError: what the agent itself refused, of the class that its exit code stands for.
+        UsageError: `files` are too large to be sent with the command.
+        RefusedError: a host key, a login or an answer that cannot be trusted.
+        LinkLostError: the device cannot be reached, or the link broke.
+        UnavailableError: the device lacks Python 3.10, numpy, Pillow or a backend; the message holds the command that adds it.
+    """
+    attached = dict(files or {})
+    if sum(map(len, attached.values())) > _MOST_FILE_BYTES:
+        raise UsageError(
+            f"{', '.join(f'`{name}`' for name in attached)}: {sum(map(len, attached.values())):,} bytes",
+            expected=f"at most {_MOST_FILE_BYTES:,} together",
+        )
+    call = _Call(destination, words, pieces, size, attached, answer_seconds, python, options or SshOptions())
+    return asyncio.run(call.run())
+
+
+class _Call:
+    """One command of the agent, from the hello to the end."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        words: Sequence[str],
+        pieces: Iterable[bytes],
+        size: int,
+        attached: Mapping[str, bytes],
+        answer_seconds: float,
+        python: str,
+        options: SshOptions,
+    ) -> None:
+        self._destination, self._name, self._answer_seconds = destination, str(destination), answer_seconds
+        self._pieces, self._size, self._python, self._options = pieces, size, python, options
+        self._wheel = device_wheel()
+        self._nonce = secrets.token_hex(16)
+        self._arguments: dict[str, JsonValue] = {
+            "nonce": self._nonce,
+            "wheel": self._wheel.name,
+            "sha256": self._wheel.sha256,
+            "size": len(self._wheel.content),
+            "silence_seconds": _SILENCE_SECONDS,
+            "words": list(words),
+            "files": {name: base64.b64encode(content).decode("ascii") for name, content in attached.items()},
+        }
+        self._device: Device | None = None
+        self._sent = 0
+
+    async def run(self) -> AgentAnswer:
+        text = files("edgebert.remote").joinpath("bootstrap.py").read_bytes()
+        # Base64 has nothing that any shell would read otherwise, the newlines of the text have; the rest is quoted.
+        arguments = dump_json(self._arguments).replace("\n", "")
+        command = [self._python, "-c", _RUN_IT, base64.b64encode(text).decode("ascii"), arguments]
+        ended = await converse(self._destination, command, self._talk, self._options)
+        return self._answer(ended)
+
+    async def _talk(self, remote: RemoteCommand) -> Ended:
+        hello = await remote.read_line(_HELLO_BYTES)
+        if not hello:  # no Python, or one that cannot read the text
+            return await remote.finish()
+        fields = self._checked(hello)
+        self._device = self._usable(fields)
+        wheel = b"" if fields.value.get("wheel") is True else self._wheel.content
+        with Progress(f"send to {self._name}, KiB", (len(wheel) + self._size) >> 10) as progress:
+
+            def count(sent: int) -> None:
+                progress.advance((self._sent + sent >> 10) - (self._sent >> 10))
+                self._sent += sent
+
+            for piece in (wheel, *self._pieces):
+                if not await remote.send(piece, count):
+                    break
+        try:
+            return await asyncio.wait_for(remote.finish(), self._answer_seconds)
+        except asyncio.TimeoutError as error:
+            raise LinkLostError(
+                f"`{self._name}` has not answered {self._answer_seconds:g} seconds after everything was sent",
+                hint=f"ssh {self._destination.ssh_arguments()} 'ps x | grep base64'",
+            ) from error
+
+    def _checked(self, line: bytes) -> Fields:
+        """Read an answer, which must be one to this very call."""
+        what = f"the answer of `{self._name}`"
+        try:
+            fields = Fields(parse_json_object(line, what=what, max_bytes=self._options.max_answer_bytes), what=what)
+            nonce = fields.text("nonce")
+        except BadDataError as error:
+            raise RefusedError(printable(error.what), expected=_plain(error.expected)) from error
+        if not secrets.compare_digest(nonce.encode(), self._nonce.encode()):
+            raise RefusedError(f"{what} is one to another call", expected="the number that this call was given")
+        return fields
+
+    def _usable(self, hello: Fields) -> Device:
+        """Return what the device is, if it has what the agent needs."""
+        try:
+            modules = hello.fields("modules")
+            device = Device(
+                name=self._name,
+                python=hello.integers("python"),
+                executable=printable(hello.text("executable")),
+                machine=printable(hello.text("machine")),
+                modules={name: printable(modules.text(name)) for name in modules.value},
+            )
+        except BadDataError as error:
+            raise RefusedError(printable(error.what), expected=_plain(error.expected)) from error
+        if device.python[:2] < _OLDEST_PYTHON:
+            raise UnavailableError(
+                f"`{self._python}` on `{self._name}` is Python {'.'.join(map(str, device.python))}",
+                expected="Python 3.10 or newer",
+                hint="name another one with `--python`, such as `--python '~/edgebert/bin/python'`",
+            )
+        missing = [{"PIL": "Pillow"}.get(name, name) for name in ("numpy", "PIL") if name not in device.modules]
+        if not any(backend in device.modules for backend in _BACKENDS):
+            missing.append("onnxruntime")
+        if missing:
+            raise UnavailableError(
+                f"`{self._name}` has no {' and no '.join(missing)} for {device.executable}",
+                expected=f"numpy, Pillow, and one of {', '.join(_BACKENDS)}",
+                hint=f"ssh {self._destination.ssh_arguments()} 'python3 -m venv --system-site-packages ~/edgebert && "
+                f"~/edgebert/bin/pip install {' '.join(missing)}', then add `--python '~/edgebert/bin/python'`",
+            )
+        for name, version in device.modules.items():
+            if name in FLOORS and version and below_floor(name, version):
+                _log.warning("`%s` has %s %s; %s or newer is advised", self._name, name, version, FLOORS[name])
+        return device
+
+    def _answer(self, ended: Ended) -> AgentAnswer:
+        """Return what the agent answered, or raise what it refused."""
+        for line in ended.log.splitlines():
+            _log.info("%s: %s", self._name, line)
+        if not ended.answer.strip():
+            self._refuse_silence(ended)
+        fields = self._checked(ended.answer)
+        answer = fields.value.get("answer")
+        code = fields.value.get("exit_code")
+        if not isinstance(answer, Mapping) or not isinstance(code, int):
+            raise RefusedError(f"the agent on `{self._name}` answers with no JSON object", expected=f"exit code {code}")
+        said = answer.get("error")
+        if code != 0 or said is not None:
+            raise _error_of(self._name, code, said)
+        assert self._device is not None  # whoever answers has said hello
+        return AgentAnswer(device=self._device, answer=answer, sent_bytes=self._sent)
+
+    def _refuse_silence(self, ended: Ended) -> NoReturn:
+        if ended.exit_code == _NO_SUCH_COMMAND and self._device is None:
+            raise UnavailableError(
+                f"`{self._name}` has no `{self._python}`",
+                expected="Python 3.10 or newer",
+                hint=f"ssh {self._destination.ssh_arguments()} 'sudo apt-get install python3-venv', or name one with `--python`",
+            )
+        if ended.signal == "KILL" or ended.exit_code == 137:
+            raise MemoryExhaustedError(
+                f"the agent on `{self._name}` was killed (signal 9): the device ran out of memory",
+                expected="what was installed before is still there",
+                hint=f"ssh {self._destination.ssh_arguments()} free -m",
+            )
+        how = f"signal {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
+        if ended.exit_code == GIVEN_UP or (ended.exit_code is None and ended.signal is None):
+            raise LinkLostError(f"the link to `{self._name}` broke", hint="run the same command again")
+        raise EdgebertError(
+            f"the agent on `{self._name}` ended without an answer ({how})",
+            expected=ended.log.splitlines()[-1] if ended.log else "one",
+            hint=f"ssh {self._destination.ssh_arguments()} {self._python} --version",
+        )
+
+
+def _error_of(device: str, code: int, said: object) -> EdgebertError:
+    """Return the agent's error as one of ours, of the class that its exit code stands for."""
+    kinds: dict[int, type[EdgebertError]] = {
+        kind.exit_code: kind
+        for kind in (
+            errors.UsageError,
+            errors.BadDataError,
+            errors.InputNotFoundError,
+            errors.UnavailableError,
+            errors.CannotWriteError,
+            errors.LockedError,
+            errors.RefusedError,
+        )
+    }
+    kind = kinds.get(code, EdgebertError)
+    if not isinstance(said, Mapping):
+        return kind(f"the agent on `{device}` ended with exit code {code}")
+    # Each part says whose words it is: a hint is a command that people copy, and this one is a stranger's.
+    parts = [None if text is None else f"on `{device}`: {text}" for text in map(_plain, map(said.get, _PARTS))]
+    return kind(parts[0] or f"the agent on `{device}` gives no reason", expected=parts[1], hint=parts[2])
+
+
+def _plain(text: object) -> str | None:
+    """Return text of a device on one line, without control characters, and not too much of it."""
+    return " ".join(printable(text).split())[:2000] if isinstance(text, str) else None

@@ -1,0 +1,139 @@
+"""What `Classifier` takes: a bundle, a zip of one, an installation; signatures and decoding on the way."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgebert import Classifier
+from edgebert.archive import write_archive
+from edgebert.bundle import read_bundle, write_bundle
+from edgebert.errors import RefusedBundleError, UsageError
+from edgebert.install import InstallOptions, install
+from edgebert.signing import SignaturePolicy, sign_bundle
+
+
+@pytest.fixture
+def bundle(make_toy_bundle: Callable[[Path], Path], tmp_path: Path) -> Path:
+    return make_toy_bundle(tmp_path / "toy.edgebert")
+
+
+def renamed(bundle: Path, copy: Path, *, broken: bool = False) -> Path:
+    """Return a copy under another name; a broken one has canary logits that the model does not give."""
+    read = read_bundle(bundle)
+    manifest = replace(read.manifest, name=copy.stem)
+    if broken:
+        first, *rest = manifest.canaries
+        row = next(iter(first.logits.values()))
+        moved = dict.fromkeys(first.logits, tuple(value + (10 if value == max(row) else 0) for value in row))
+        manifest = replace(manifest, canaries=(replace(first, logits=moved), *rest))
+    copy.mkdir()
+    write_bundle(copy, manifest, {name: read.files[name] for name in read.manifest.sizes})
+    return copy
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("ssh-keygen is not here")
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    return key
+
+
+def policy_of(key: Path) -> SignaturePolicy:
+    allowed = key.with_name("allowed")
+    allowed.write_text(f"maker@example.org {key.with_suffix('.pub').read_text()}")
+    return SignaturePolicy(allowed_signers=allowed)
+
+
+def test_classifier_opens_a_zip_as_the_folder_it_was_made_of(bundle: Path, tmp_path: Path) -> None:
+    write_archive(read_bundle(bundle), tmp_path / "toy.zip")
+    with Classifier(bundle) as folder, Classifier(tmp_path / "toy.zip") as archive:
+        assert archive.digest == folder.digest
+        image = np.zeros((6, 8, 3), np.uint8)
+        assert archive.predict(image) == folder.predict(image)
+
+
+def test_classifier_opens_the_current_bundle_of_an_installation(bundle: Path, tmp_path: Path) -> None:
+    installed = install(bundle, tmp_path / "model")
+    with Classifier(tmp_path / "model") as classifier:
+        assert classifier.digest == installed.bundle.digest
+
+
+def test_classifier_goes_back_when_the_current_bundle_fails_its_self_test(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = tmp_path / "model"
+    good = install(bundle, where).bundle.digest
+    broken = renamed(bundle, tmp_path / "broken.edgebert", broken=True)
+    install(broken, where, InstallOptions(self_test="later"))
+    with caplog.at_level(logging.WARNING), Classifier(where) as classifier:
+        assert classifier.digest == good
+    assert any("canar" in record.getMessage() for record in caplog.records)
+    assert (where / "current").readlink().name == good
+
+
+def test_classifier_refuses_an_installed_folder_that_holds_another_bundle(bundle: Path, tmp_path: Path) -> None:
+    where = tmp_path / "model"
+    digest = install(bundle, where).bundle.digest
+    folder = where / "bundles" / digest
+    shutil.rmtree(folder)
+    renamed(bundle, folder)
+    with pytest.raises(RefusedBundleError, match="the one that its folder is named after"):
+        Classifier(where)
+
+
+def test_swap_takes_an_installation(bundle: Path, tmp_path: Path) -> None:
+    where = tmp_path / "model"
+    with Classifier(bundle) as classifier:
+        new = install(renamed(bundle, tmp_path / "other.edgebert"), where).bundle.digest
+        assert classifier.swap(where) == new
+        assert classifier.predict(np.zeros((6, 8, 3), np.uint8)).digest == new
+
+
+def test_classifier_with_signers_opens_what_they_signed_and_nothing_else(bundle: Path, key: Path) -> None:
+    policy = policy_of(key)
+    with pytest.raises(RefusedBundleError, match="not signed"):
+        Classifier(bundle, signers=policy)
+    sign_bundle(bundle, key)
+    with Classifier(bundle, signers=policy) as classifier:
+        assert classifier.class_names[0] == "bolt"
+
+
+def test_swap_asks_for_the_signature_as_well(bundle: Path, key: Path, tmp_path: Path) -> None:
+    unsigned = renamed(bundle, tmp_path / "unsigned.edgebert")
+    sign_bundle(bundle, key)
+    with Classifier(bundle, signers=policy_of(key)) as classifier:
+        before = classifier.digest
+        with pytest.raises(RefusedBundleError, match="not signed"):
+            classifier.swap(unsigned)
+        assert classifier.digest == before
+
+
+def test_reduced_decoding_is_said_and_gives_near_answers(
+    bundle: Path, caplog: pytest.LogCaptureFixture, toy: object
+) -> None:
+    rows, columns = np.mgrid[0:480, 0:640]
+    picture = np.stack([rows / 2, columns / 3, (rows + columns) / 5], axis=2).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=92)
+    with caplog.at_level(logging.WARNING), Classifier(bundle, decoding="reduced") as reduced:
+        near = reduced.predict(stream.getvalue())
+    assert any("reduced size" in record.getMessage() for record in caplog.records)
+    with Classifier(bundle) as exact:
+        assert near.scores == pytest.approx(exact.predict(stream.getvalue()).scores, abs=0.05)
+
+
+def test_decoding_of_another_name_is_a_usage_error(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="decoding `fast`"):
+        Classifier(bundle, decoding="fast")  # type: ignore[arg-type]  # what an untyped program may say
