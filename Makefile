@@ -44,7 +44,7 @@ proof-bench: $(DEV_STAMP) ## the harness held against its list, docs/proofs/benc
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[loadgen]"
 	$(BIN)/python benchmarks/proof_bench.py $(or $(DATA),../shared/data)
 
-proof-runtime: $(DEV_STAMP) ## the runtime and the bundle held against their list, docs/proofs/runtime.md (two hours; strace, root)
+proof-runtime: $(DEV_STAMP) ## the runtime and the bundle held against their list, docs/proofs/runtime.md (three hours; strace, root)
 	-$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python benchmarks/proof_runtime.py
 
