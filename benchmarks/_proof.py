@@ -162,11 +162,15 @@ def _verdict(record: dict[str, object]) -> str:
 
 
 def commit_of_checkout() -> str:
-    """Return the commit that runs, with `-dirty` where files differ from it."""
-    ran = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return ran.stdout.strip() or "unknown"
+    """Return the commit that runs, with `-dirty` where files differ from it; the proofs' own pages, written as they go, do not count."""
+    commit = _git("describe", "--always", "--exclude=*")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/proofs")
+    return f"{commit}-dirty" if changed else commit or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.stdout.strip()
 
 
 def _processor() -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _faults import Ended, Sweep, Tally, in_child, laid, scratch, why_not_here
+from _proof import commit_of_checkout
 from _scenarios import COMMANDS, mutants, scenarios_of
 
 
@@ -46,13 +47,14 @@ def main() -> int:
 
 
 def _commands(folder: str, commands: Sequence[str], every: int, randoms: int, seed: int, keep: Path | None) -> int:
-    """Sweep every scenario, but those that an interrupted call with the same numbers has kept."""
+    """Sweep every scenario, but those that an interrupted call with the same numbers has kept at this commit."""
     total = Tally()
     scenarios = [scenario for command in commands for scenario in scenarios_of(command)]
     share = -(-randoms // len(scenarios))
+    commit = commit_of_checkout()
     kept = json.loads(keep.read_text()) if keep is not None and keep.exists() else {}
     for number, scenario in enumerate(scenarios):
-        key = f"{scenario.name}, every {every}, {share} random from {seed + number}"
+        key = f"{scenario.name}, every {every}, {share} random from {seed + number}, {commit}"
         if key in kept:
             total.add(Tally.from_json(kept[key]))
             continue
