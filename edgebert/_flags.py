@@ -50,6 +50,18 @@ Revoked = Annotated[
 InstallationFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The installation's folder.", show_default=False)
 ]
+InstallationHost = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        metavar="USER@HOST[:PORT]",
+        help="Of this device, over SSH; DIR is a folder there.",
+        show_default="this computer",
+    ),
+]
+DevicePython = Annotated[
+    str | None, typer.Option("--python", help="With --host: the device's Python.", show_default="python3")
+]
 SelfTest = Annotated[
     Literal["now", "later"], typer.Option(help="later: at the first opening, for an image that is made elsewhere.")
 ]

@@ -975,7 +975,9 @@ def install(
     bundle: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE", help="NAME.edgebert, packed or not; - for a packed one on stdin.", show_default=False
+            metavar="BUNDLE",
+            help="NAME.edgebert, packed or not; - for a packed one on stdin, without --host.",
+            show_default=False,
         ),
     ],
     to: Annotated[
@@ -1015,9 +1017,7 @@ def install(
             show_default="this computer",
         ),
     ] = None,
-    python: Annotated[
-        str | None, typer.Option(help="With --host: the device's Python.", show_default="python3")
-    ] = None,
+    python: _flags.DevicePython = None,
     as_json: _flags.Json = False,
 ) -> None:
     """Put a bundle in place, here or on a device, after its self-test and in one step; what was there stays the previous one."""
@@ -1043,8 +1043,7 @@ def install(
             there = install_on(host, bundle, str(to), options, python=python or "python3")
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
-        if python is not None:
-            raise UsageError("`--python` is the Python of a device", hint="--host USER@HOST")
+        _refuse_device_options(python)
         report = install(bundle, to, options)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
@@ -1058,6 +1057,8 @@ def rollback(
     self_test: _flags.SelfTest = "now",
     timeout: _flags.SelfTestTimeout = 120.0,
     target: _flags.SelfTestTarget = None,
+    host: _flags.InstallationHost = None,
+    python: _flags.DevicePython = None,
     as_json: _flags.Json = False,
 ) -> None:
     """Make the previous bundle of an installation current again; a second time goes forward again."""
@@ -1065,6 +1066,15 @@ def rollback(
     def command() -> int:
         from edgebert.install import rollback
 
+        if host is not None:
+            from edgebert.remote.installation import rollback_on
+
+            there = rollback_on(
+                host, str(path), self_test=self_test, timeout=timeout, target=target, python=python or "python3"
+            )
+            show(there.to_json(), there.to_text(), as_json=as_json)
+            return 0
+        _refuse_device_options(python)
         report = rollback(path, self_test=self_test, timeout=timeout, target=target)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
@@ -1073,17 +1083,35 @@ def rollback(
 
 
 @app.command()
-def status(path: _flags.InstallationFolder, as_json: _flags.Json = False) -> None:
+def status(
+    path: _flags.InstallationFolder,
+    host: _flags.InstallationHost = None,
+    python: _flags.DevicePython = None,
+    as_json: _flags.Json = False,
+) -> None:
     """Say what is installed in a folder, what went bad there, and whose signatures it demands."""
 
     def command() -> int:
         from edgebert.install import status
 
+        if host is not None:
+            from edgebert.remote.installation import status_on
+
+            there = status_on(host, str(path), python=python or "python3")
+            show(there.to_json(), there.to_text(), as_json=as_json)
+            return 0
+        _refuse_device_options(python)
         report = status(path)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
 
     _call(command, as_json=as_json)
+
+
+def _refuse_device_options(python: str | None) -> None:
+    """Refuse what belongs to `--host` where none is named."""
+    if python is not None:
+        raise UsageError("`--python` is the Python of a device", hint="--host USER@HOST")
 
 
 @app.command(name="device-wheel")

@@ -50,7 +50,7 @@ class Installed:
     @classmethod
     def from_fields(cls, fields: Fields) -> Installed:
         return cls(
-            digest=_digest(fields, "digest"),
+            digest=digest_of(fields, "digest"),
             name=fields.text("name"),
             release=fields.integer("release"),
             signed_by=fields.optional_text("signed_by"),
@@ -80,7 +80,7 @@ class Bad:
         kind = fields.text("kind")
         if kind not in get_args(BadKind):
             raise BadDataError(f"{fields.what} has kind `{kind:.40}`", expected=", ".join(get_args(BadKind)))
-        return cls(digest=_digest(fields, "digest"), kind=kind, reason=fields.text("reason"))  # type: ignore[arg-type]  # just checked
+        return cls(digest=digest_of(fields, "digest"), kind=kind, reason=fields.text("reason"))  # type: ignore[arg-type]  # just checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +107,8 @@ class Switch:
     @classmethod
     def from_fields(cls, fields: Fields) -> Switch:
         return cls(
-            to=_digest(fields, "to"),
-            replaces=None if fields.value.get("replaces") is None else _digest(fields, "replaces"),
+            to=digest_of(fields, "to"),
+            replaces=None if fields.value.get("replaces") is None else digest_of(fields, "replaces"),
             installed=None
             if fields.value.get("installed") is None
             else Installed.from_fields(fields.fields("installed")),
@@ -230,7 +230,7 @@ def listed(digests: Sequence[str]) -> str:
     return ", ".join(f"{digest[:12]}" for digest in digests)
 
 
-def _digest(fields: Fields, key: str) -> str:
+def digest_of(fields: Fields, key: str) -> str:
     value = fields.text(key)
     if not re.fullmatch(r"[0-9a-f]{64}", value):
         raise BadDataError(f"{fields.what} has `{value:.80}` as `{key}`", expected="64 hexadecimal digits")

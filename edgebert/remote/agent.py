@@ -39,7 +39,8 @@ _OLDEST_PYTHON = (3, 10)
 _BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 _HELLO_BYTES = 4 << 10
 _SILENCE_SECONDS = 60.0  # the device gives up where the host sends nothing for so long
-_RUN_IT = "import base64,sys;exec(base64.b64decode(sys.argv[1]))"
+# The folder in which the command starts leaves the path before anything but `sys`, which is built in, is imported.
+_RUN_IT = "import sys;sys.path[:]=filter(None,sys.path);import base64;exec(base64.b64decode(sys.argv[1]))"
 _MOST_FILE_BYTES = 64 << 10  # they are part of the command, of which Linux takes 128 KiB a word
 _PARTS = ("what", "expected", "hint")  # of an error
 _NO_SUCH_COMMAND = 127  # of a shell
@@ -161,7 +162,7 @@ class _Call:
     async def _talk(self, remote: RemoteCommand) -> Ended:
         hello = await remote.read_line(_HELLO_BYTES)
         if not hello:  # no Python, or one that cannot read the text
-            return await remote.finish()
+            return await remote.patiently(remote.finish(), "neither answered nor ended")
         fields = self._checked(hello)
         self._device = self._usable(fields)
         wheel = b"" if fields.value.get("wheel") is True else self._wheel.content

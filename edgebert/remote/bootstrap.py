@@ -9,6 +9,7 @@ takes, so that this is plain Python 3.6, and only its text is used on the host.
 """
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -16,12 +17,16 @@ import json
 import os
 import platform
 import select
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 MODULES = ("numpy", "PIL", "onnxruntime", "openvino", "tensorrt")
 GIVEN_UP = 75  # the exit code of a link that broke
+UNUSED_SECONDS = 30 * 86400.0  # after that a wheel of another version is removed
+KILLED_SECONDS = 86400.0  # after that a half-written one is
 
 
 class PatientStdin(io.RawIOBase):
@@ -68,13 +73,18 @@ def is_kept(path: Path, sha256: str) -> bool:
         return False
 
 
-def keep(path: Path, sha256: str, size: int, stream: "io.BufferedIOBase") -> None:
-    """Read the wheel and put it where it belongs: whole, or not at all."""
+def received(sha256: str, size: int, stream: "io.BufferedIOBase") -> bytes:
+    """Read the wheel."""
     content = stream.read(size)
     if len(content) != size:
         os._exit(GIVEN_UP)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise OSError("it arrived damaged")
+    return content
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Put the wheel where it belongs: whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=".staging-", dir=str(path.parent))
     try:
@@ -86,6 +96,24 @@ def keep(path: Path, sha256: str, size: int, stream: "io.BufferedIOBase") -> Non
     except BaseException:
         Path(name).unlink()
         raise
+
+
+def tidy(place: Path, used: Path) -> None:
+    """Remove wheels that nobody used for a month, and what a killed transfer left; what cannot be removed stays."""
+    now = time.time()
+    try:
+        os.utime(str(used), None)
+        for folder in filter(Path.is_dir, place.iterdir()):
+            if (
+                folder != used.parent
+                and now - max(path.stat().st_mtime for path in [folder, *folder.iterdir()]) > UNUSED_SECONDS
+            ):
+                shutil.rmtree(str(folder), ignore_errors=True)
+        for path in used.parent.glob(".staging-*"):
+            if now - path.stat().st_mtime > KILLED_SECONDS:
+                path.unlink()
+    except OSError:
+        return
 
 
 def say(**fields: object) -> None:
@@ -121,13 +149,11 @@ def bootstrap(
         sha256: of its content.
         size: of its content, in bytes.
         silence_seconds: how long nothing may come from the host.
-        words: arguments of the agent; `--to=~/` is in the home folder, and `--NAME={NAME}` stands for one of the files.
+        words: arguments of the agent; `~/` and `--to=~/` are in the home folder, and `--NAME={NAME}` stands for one of the files.
         files: name -> content in base64, for the agent to read.
     """
-    sys.path[:] = [
-        entry for entry in sys.path if entry
-    ]  # the folder in which the command starts is no place to import from
-    path = Path.home() / ".cache" / "edgebert" / sha256 / wheel
+    place = Path.home() / ".cache" / "edgebert"
+    path = place / sha256 / wheel
     kept = is_kept(path, sha256)
     say(
         nonce=nonce,
@@ -138,23 +164,39 @@ def bootstrap(
         wheel=kept,
     )
     stdin = io.BufferedReader(PatientStdin(silence_seconds))
-    if not kept:
+    with contextlib.ExitStack() as stack:
         try:
-            keep(path, sha256, size, stdin)
+            if not kept:
+                content = received(sha256, size, stdin)
+                try:
+                    keep(path, content)
+                except (
+                    OSError
+                ):  # a home folder that is read-only, full or not there: for this call the wheel lies elsewhere
+                    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-"))) / wheel
+                    keep(path, content)
+            if files:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgebert-"))
+                for name, text in files.items():
+                    (Path(folder) / name).write_bytes(base64.b64decode(text))
+                    words = [f"--{name}={folder}/{name}" if word == f"--{name}={{{name}}}" else word for word in words]
         except OSError as error:
-            what = f"`{path}` cannot be written: {error.strerror or error}"
-            say(nonce=nonce, exit_code=74, answer={"error": {"exit_code": 74, "what": what}})
+            refused = {
+                "exit_code": 74,
+                "what": f"the agent finds no folder to write to: {error.strerror or error}",
+                "expected": f"a few MiB in `{place}`, or in a folder for temporary files",
+                "hint": "df -h ~ /tmp",
+            }
+            say(nonce=nonce, exit_code=74, answer={"error": refused})
             return
-    sys.stdin = io.TextIOWrapper(stdin)
-    sys.path.insert(0, str(path))
-    os.environ["PYTHONPATH"] = str(path)  # for what the agent starts
-    with tempfile.TemporaryDirectory(prefix="edgebert-") as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(base64.b64decode(content))
-            words = [f"--{name}={folder}/{name}" if word == f"--{name}={{{name}}}" else word for word in words]
+        sys.stdin = io.TextIOWrapper(stdin)
+        sys.path.insert(0, str(path))
+        os.environ["PYTHONPATH"] = str(path)  # for what the agent starts
+        home = str(Path.home())
         code, answer = run_agent(
-            [word.replace("~", str(Path.home()), 1) if word.startswith("--to=~/") else word for word in words]
+            [word.replace("~", home, 1) if word.startswith(("~/", "--to=~/")) else word for word in words]
         )
+        tidy(place, path)
     say(nonce=nonce, exit_code=code, answer=answer)
 
 

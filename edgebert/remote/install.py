@@ -19,7 +19,7 @@ from edgebert._json import Fields, JsonObject, JsonValue
 from edgebert.archive import archive_pieces
 from edgebert.bundle import read_bundle
 from edgebert.errors import BadDataError, RefusedError, UsageError
-from edgebert.install.installing import InstallOptions
+from edgebert.install.installing import STDIN, InstallOptions
 from edgebert.install.reports import Outcome
 from edgebert.remote.agent import Device, run_agent
 from edgebert.remote.ssh import SshOptions, parse_destination
@@ -124,6 +124,8 @@ def install_on(
         raise UsageError(
             f"`{printable(to)}` names no folder", expected="a folder on the device, such as /var/lib/widgets"
         )
+    if bundle == STDIN:
+        raise UsageError("`-` with `--host`: a bundle for a device is read from a file", hint="cat > widgets.zip")
     read = read_bundle(bundle)
     files = read.all_files()
     answered = run_agent(

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgebert._console import printable
 from edgebert.errors import LinkLostError, RefusedError, UnavailableError, UsageError
@@ -28,6 +29,8 @@ from edgebert.extras import require
 
 if TYPE_CHECKING:
     import asyncssh
+
+_T = TypeVar("_T")
 
 USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 GLOBAL_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
@@ -51,6 +54,8 @@ class SshOptions:
         config: OpenSSH client configuration files; those that are missing count as empty.
         connect_seconds: for reaching one host and agreeing on keys, logging in included.
         silence_seconds: a link is lost when the other side answers nothing for so long, questions included.
+        patience_seconds: for a command to start, to say its first line, and to take each piece of what it is sent. The device's SSH
+            server answers our questions whatever its command does, so that `silence_seconds` says nothing of it.
         max_answer_bytes: of what the command may say on stdout.
         max_log_bytes: of what it may say on stderr.
     """
@@ -58,11 +63,12 @@ class SshOptions:
     config: tuple[Path, ...] = (Path("~/.ssh/config"), Path("/etc/ssh/ssh_config"))
     connect_seconds: float = 30.0
     silence_seconds: float = 20.0
+    patience_seconds: float = 120.0
     max_answer_bytes: int = 1 << 20
     max_log_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        for name in ("connect_seconds", "silence_seconds"):
+        for name in ("connect_seconds", "silence_seconds", "patience_seconds"):
             value: float = getattr(self, name)
             if not 0 < value <= 3600:
                 raise UsageError(f"{name} is `{value}`", expected="more than 0, at most 3600")
@@ -134,26 +140,24 @@ class RemoteCommand:
 
         Raises:
             RefusedError: the line is longer than `limit`.
+            LinkLostError: it does not come in time.
         """
-        line = bytearray()
-        while not line.endswith(b"\n"):
-            byte = await self.process.stdout.read(1)
-            if not byte:
-                break
-            line += byte
-            if len(line) > limit:
-                raise RefusedError(f"`{self.device}` answers with a line of more than {limit:,} bytes")
+        line = await self.patiently(self._line(limit), "said nothing")
         self._received += len(line)
-        return bytes(line).removesuffix(b"\n")
+        return line.removesuffix(b"\n")
 
     async def send(self, content: bytes, sent: Callable[[int], None]) -> bool:
-        """Write to its stdin; `sent` is told the bytes of every piece. False where the command stopped reading."""
+        """Write to its stdin; `sent` is told the bytes of every piece. False where the command closed its stdin.
+
+        Raises:
+            LinkLostError: it takes nothing more, and does not end either.
+        """
         view = memoryview(content)
         for start in range(0, len(view), _CHUNK):
             piece = bytes(view[start : start + _CHUNK])
             try:
                 self.process.stdin.write(piece)
-                await self.process.stdin.drain()
+                await self.patiently(self.process.stdin.drain(), "taken nothing of what was sent")
             except BrokenPipeError:  # it ended, or closed its stdin: its answer says why
                 return False
             sent(len(piece))
@@ -184,6 +188,28 @@ class RemoteCommand:
             answer=bytes(answer),
             log=self.last_words(),
         )
+
+    async def patiently(self, awaited: Awaitable[_T], failing: str) -> _T:
+        """Wait for the command, and not for ever."""
+        try:
+            return await asyncio.wait_for(awaited, self.options.patience_seconds)
+        except asyncio.TimeoutError as error:
+            raise LinkLostError(
+                f"the command on `{self.device}` has {failing} for {self.options.patience_seconds:g} seconds",
+                expected="an agent that answers: the device may be out of memory, or its disk may hang",
+                hint="run the same command again",
+            ) from error
+
+    async def _line(self, limit: int) -> bytes:
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            byte = await self.process.stdout.read(1)
+            if not byte:
+                break
+            line += byte
+            if len(line) > limit:
+                raise RefusedError(f"`{self.device}` answers with a line of more than {limit:,} bytes")
+        return bytes(line)
 
     async def drain_log(self) -> None:
         """Read stderr to its end, so that the command never waits for a reader; its last 16 KiB are kept."""
@@ -223,23 +249,43 @@ async def converse(
     device = str(destination)
     async with _connected(destination, options) as connection:
         try:
-            async with connection.create_process(quoted(command), encoding=None, request_pty=False) as process:
-                remote = RemoteCommand(device=device, options=options, process=process)
-                tasks = [asyncio.ensure_future(talk(remote)), asyncio.ensure_future(remote.drain_log())]
-                try:
-                    ended, _ = await asyncio.gather(*tasks)
-                except BaseException:
-                    for task in tasks:
-                        task.cancel()
-                    process.channel.abort()  # no more of it is wanted: the device's process gets the end of its stdin
-                    raise
-                assert isinstance(ended, Ended)
-                return ended
+            return await _talked(connection, destination, command, talk, options)
         except (ssh.Error, OSError) as error:
             raise LinkLostError(
                 f"the link to `{device}` broke: {printable(str(error) or type(error).__name__):.200}",
                 hint="run the same command again: what was complete is kept, and nothing half-done is",
             ) from error
+
+
+async def _talked(
+    connection: asyncssh.SSHClientConnection,
+    destination: Destination,
+    command: Sequence[str],
+    talk: Callable[[RemoteCommand], Awaitable[Ended]],
+    options: SshOptions,
+) -> Ended:
+    starting = connection.create_process(quoted(command), encoding=None, request_pty=False)
+    try:
+        process = await asyncio.wait_for(starting, options.patience_seconds)
+    except asyncio.TimeoutError as error:
+        raise LinkLostError(
+            f"`{destination}` has started nothing for {options.patience_seconds:g} seconds",
+            hint=f"ssh {destination.ssh_arguments()} true",
+        ) from error
+    remote = RemoteCommand(device=str(destination), options=options, process=process)
+    tasks = [asyncio.ensure_future(talk(remote)), asyncio.ensure_future(remote.drain_log())]
+    try:
+        ended, _ = await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        process.channel.abort()  # no more of it is wanted: the device's process gets the end of its stdin
+        raise
+    finally:
+        process.close()
+        await process.wait_closed()
+    assert isinstance(ended, Ended)
+    return ended
 
 
 def quoted(words: Sequence[str]) -> str:
@@ -271,11 +317,16 @@ async def _open(
     if tunnel is None:  # the first of a chain; the others are reached through the one before, as in OpenSSH
         jumps = settings.config.get("ProxyJump")
         for jump in str(jumps).split(",") if jumps else ():
-            tunnel = await _open(parse_destination(jump), options, stack, tunnel, depth + 1)
+            tunnel = await _open(_jump(jump), options, stack, tunnel, depth + 1)
     attempt = _Attempt(destination, settings, tunnel, KnownHosts.of(settings.config))
     connection = await attempt.connect(options)
     stack.push_async_callback(_closed, connection)
     return connection
+
+
+def _jump(text: str) -> Destination:
+    """Read one host of ProxyJump, which may be written as a URI."""
+    return parse_destination(text.strip().removeprefix("ssh://").removesuffix("/"))
 
 
 async def _closed(connection: asyncssh.SSHClientConnection) -> None:
@@ -294,6 +345,8 @@ async def _settings(destination: Destination, options: SshOptions) -> asyncssh.S
             host=destination.host,
             port=destination.port if destination.port is not None else (),
             username=destination.user if destination.user is not None else (),
+            client_keys=_keys_that_exist(destination, config),
+            ignore_encrypted=True,  # nobody is asked for a passphrase: the SSH agent holds such keys
             config=config or None,
             known_hosts=_trust_nobody,  # until the rule for this host is known
             tunnel=None,  # jump hosts are opened by us
@@ -320,6 +373,21 @@ async def _settings(destination: Destination, options: SshOptions) -> asyncssh.S
             f"the SSH configuration for `{destination}` cannot be used: {printable(str(error)):.200}",
             hint=f"ssh -G {destination.ssh_arguments()}",
         ) from error
+
+
+def _keys_that_exist(destination: Destination, config: Sequence[Path]) -> list[str]:
+    """Return the key files that the configuration names and that are there; of none the usual names are looked for.
+
+    OpenSSH passes over those that are missing, and a configuration for many computers often names some; asyncssh refuses it.
+    """
+    ssh = require("asyncssh")
+    user, port = destination.user or (), destination.port or ()
+    read = ssh.config.SSHClientConfig.load(
+        None, list(config), False, False, False, getpass.getuser(), user, destination.host, port
+    )
+    named = read.get("IdentityFile") or ()
+    assert isinstance(named, (list, tuple))
+    return [str(path) for path in (Path(name).expanduser() for name in named) if path.is_file()]
 
 
 def _trust_nobody(_host: str, _address: str, _port: int | None) -> tuple[list[str], list[str], list[str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,14 @@ from edgebert.errors import (
     UnavailableError,
     UsageError,
 )
+from edgebert.install import rollback
 from edgebert.install.installing import InstallOptions
+from edgebert.install.reports import RollbackReport, StatusReport
+from edgebert.remote.agent import run_agent
 from edgebert.remote.device_wheel import device_wheel
 from edgebert.remote.install import RemoteInstallation, install_on
+from edgebert.remote.installation import rollback_on, status_on
+from edgebert.remote.ssh import SshOptions, parse_destination
 
 pytest.importorskip("asyncssh")
 Start = Callable[..., Any]
@@ -468,3 +475,93 @@ def test_device_wheel_command_writes_the_wheel(tmp_path: Path) -> None:
     ran = edgebert("device-wheel", "-o", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert Path(ran.stdout.strip()).read_bytes() == device_wheel().content
+
+
+# -- the installation of a device
+
+
+def test_status_on_says_what_is_installed_there(device: Any, bundle: Path) -> None:
+    install_on(host(device), bundle, "~/widgets", UNTESTED)
+    there = status_on(host(device), "~/widgets")
+    assert isinstance(there.report, StatusReport)
+    assert there.report.current is not None
+    assert there.report.current.digest == read_bundle(bundle).digest
+    assert there.to_text().startswith(f"{host(device)}:{device.home}/widgets\n")
+    assert there.to_json()["host"] == host(device)
+
+
+def test_rollback_on_makes_the_previous_bundle_current_there(
+    device: Any, bundle: Path, make_toy_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    install_on(host(device), bundle, "~/widgets", UNTESTED)
+    install_on(host(device), renamed(make_toy_bundle(tmp_path / "new.edgebert")), "~/widgets", UNTESTED)
+    there = rollback_on(host(device), "~/widgets", self_test="later")
+    assert read_bundle(device.home / "widgets/current").digest == read_bundle(bundle).digest
+    assert isinstance(there.report, RollbackReport)
+    assert there.report.bundle.digest == read_bundle(bundle).digest
+
+
+def test_rollback_on_without_a_previous_bundle_is_refused_as_here(device: Any, bundle: Path) -> None:
+    install_on(host(device), bundle, "~/widgets", UNTESTED)
+    with pytest.raises(EdgebertError) as there:
+        rollback_on(host(device), "~/widgets")
+    with pytest.raises(EdgebertError) as here:
+        rollback(device.home / "widgets")
+    assert there.value.exit_code == here.value.exit_code
+    assert here.value.what in there.value.what
+
+
+@pytest.mark.parametrize("path", ["", "-x", "a\nb"])
+def test_status_on_refuses_a_folder_that_is_none(path: str) -> None:
+    with pytest.raises(UsageError, match="names no folder"):
+        status_on("127.0.0.1", path)
+
+
+def test_status_and_rollback_commands_take_a_host(device: Any, bundle: Path) -> None:
+    install_on(host(device), bundle, "~/widgets", UNTESTED)
+    ran = edgebert("status", "~/widgets", "--host", host(device), "--json")
+    assert json.loads(ran.stdout)["current"]["digest"] == read_bundle(bundle).digest
+    assert "no previous" in edgebert("rollback", "~/widgets", "--host", host(device)).stderr
+    assert edgebert("status", "~/widgets", "--python", "python3").returncode == 2
+
+
+def test_install_on_refuses_stdin() -> None:
+    with pytest.raises(UsageError, match="read from a file"):
+        install_on("127.0.0.1", Path("-"), "~/widgets")
+
+
+# -- devices that keep one waiting
+
+IMPATIENT = SshOptions(patience_seconds=1)
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "hello(); import time; time.sleep(60)"])
+def test_device_that_keeps_one_waiting_is_a_lost_link(start_device: Start, host_home: Path, code: str) -> None:
+    with start_device(instead=(sys.executable, "-c", f"{HOSTILE}\n{code}")) as device:
+        device.trust(host_home / ".ssh/known_hosts")
+        with pytest.raises(LinkLostError, match="for 1 seconds"):
+            run_agent(
+                parse_destination(host(device)), ["status", "x"], [b"x" * (1 << 20)] * 32, 32 << 20, options=IMPATIENT
+            )
+
+
+def test_device_with_a_home_that_cannot_be_written_is_used_all_the_same(device: Any, bundle: Path) -> None:
+    (device.home / ".cache").write_text("a file where a folder should be")
+    assert install_on(host(device), bundle, "~/widgets", UNTESTED).outcome == "installed"
+
+
+def test_modules_in_the_login_folder_are_not_the_standard_library(device: Any, bundle: Path) -> None:
+    for name in ("base64", "json", "select", "hashlib"):
+        (device.home / f"{name}.py").write_text("raise SystemExit('a file of the user')")
+    assert install_on(host(device), bundle, "~/widgets", UNTESTED).outcome == "installed"
+
+
+def test_wheels_that_nobody_used_for_a_month_are_removed(device: Any, bundle: Path) -> None:
+    cache = device.home / ".cache/edgebert"
+    for name, days in (("old", 40), ("recent", 3)):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "edgebert.whl").write_bytes(b"a wheel")
+        for path in (cache / name / "edgebert.whl", cache / name):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+    install_on(host(device), bundle, "~/widgets", UNTESTED)
+    assert sorted(path.name for path in cache.iterdir()) == sorted(["recent", device_wheel().sha256])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -343,3 +344,19 @@ def test_parse_destination_refuses(text: str) -> None:
 def test_options_refuse_a_wait_that_is_none(seconds: float) -> None:
     with pytest.raises(UsageError, match="connect_seconds"):
         SshOptions(connect_seconds=seconds)
+
+
+def test_key_files_that_are_missing_are_passed_over(device: Any, host_home: Path) -> None:
+    device.trust(known_hosts(host_home))
+    (host_home / ".ssh/config").write_text("Host *\n  IdentityFile ~/.ssh/of_another_computer\n")
+    assert ask(at(device), ["true"]).exit_code == 0
+
+
+def test_jump_host_may_be_written_as_a_uri(behind: tuple[Any, Any], host_home: Path) -> None:
+    device, jump = behind
+    device.trust(known_hosts(host_home))
+    jump.trust(known_hosts(host_home))
+    config = host_home / ".ssh/config"
+    config.write_text(re.sub(r"ProxyJump (\S+)", r"ProxyJump ssh://\1", config.read_text()))
+    assert "ssh://" in config.read_text()
+    assert ask(Destination(host="camera"), ["true"]).exit_code == 0
