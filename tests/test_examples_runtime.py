@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -84,6 +85,30 @@ def test_03_camera_loop_takes_raw_frames_and_leaves_an_incomplete_one(bundle: Pa
     )
     assert ran.returncode == 0, ran.stderr.decode()
     assert len(ran.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [(["--images", "no such folder"], "cannot be read"), (["--camera", "99"], "camera 99|OpenCV is not")],
+)
+def test_03_camera_loop_fails_where_there_is_no_source(bundle: Path, source: list[str], said: str) -> None:
+    command = [sys.executable, str(EXAMPLES / "03_camera_loop" / "camera.py"), str(bundle), *source]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert re.search(said, ran.stderr)
+
+
+def test_03_camera_loop_ends_by_sigterm_while_stdin_is_silent(bundle: Path) -> None:
+    camera = EXAMPLES / "03_camera_loop" / "camera.py"
+    command = [sys.executable, str(camera), str(bundle), "--raw", "12x9"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ran:
+        assert ran.stdin is not None
+        assert ran.stdout is not None
+        ran.stdin.write(bytes(12 * 9 * 3))
+        ran.stdin.flush()
+        ran.stdout.readline()  # it answers, so it waits for the next frame
+        ran.send_signal(signal.SIGTERM)
+        assert ran.wait(60) == 0
 
 
 def test_03_latest_frame_drops_what_nobody_took() -> None:
@@ -230,6 +255,25 @@ def changed(bundle: Path, copy: Path) -> Path:
     copy.mkdir()
     write_bundle(copy, replace(read.manifest, name="other"), {name: read.files[name] for name in read.manifest.sizes})
     return copy
+
+
+def test_05_watch_folder_keeps_two_images_of_one_name(tmp_path: Path) -> None:
+    watch = module_of(EXAMPLES / "05_watch_folder" / "watch.py")
+    (tmp_path / "done").mkdir()
+    for content in (b"first", b"second", b"third"):
+        (tmp_path / "part.png").write_bytes(content)
+        watch.move(tmp_path / "part.png", tmp_path / "done")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "done").iterdir()} == {
+        "part.png": b"first",
+        "part.2.png": b"second",
+        "part.3.png": b"third",
+    }
+
+
+def test_05_watch_folder_passes_over_a_file_that_vanished(tmp_path: Path) -> None:
+    watch = module_of(EXAMPLES / "05_watch_folder" / "watch.py")
+    watch.move(tmp_path / "part.png", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_05_unit_is_one_that_systemd_reads(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -36,13 +37,19 @@ from edgebert.preprocess import decode_image
 Frame = NDArray[np.uint8]  # (height, width, 3) RGB
 
 
+class NoFrames(Exception):
+    """A source gives no frames; its text says why, and what mends it."""
+
+
 def camera_frames(number: int) -> Iterator[Frame]:
     """Yield RGB frames of a camera until it ends."""
-    import cv2
-
+    try:
+        import cv2
+    except ImportError as error:
+        raise NoFrames("OpenCV is not installed: pip install opencv-python-headless") from error
     camera = cv2.VideoCapture(number)
     if not camera.isOpened():
-        raise SystemExit(f"camera {number} cannot be opened; `v4l2-ctl --list-devices` lists those that are there")
+        raise NoFrames(f"camera {number} cannot be opened; `v4l2-ctl --list-devices` lists those that are there")
     camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # else the driver hands out frames that are several frames old
     try:
         while True:
@@ -56,25 +63,49 @@ def camera_frames(number: int) -> Iterator[Frame]:
 
 def image_frames(folder: Path) -> Iterator[Frame]:
     """Yield the images of a folder; what is no image is said, and passed over."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise NoFrames(f"`{folder}` cannot be read: {error.strerror}") from error
+    for path in paths:
         try:
             yield decode_image(path)
         except EdgebertError as error:
             print(f"`{path}`: {error.what}", file=sys.stderr)
 
 
-def raw_frames(stream: BinaryIO, *, width: int, height: int) -> Iterator[Frame]:
+def raw_frames(stream: BinaryIO | FileIO, *, width: int, height: int) -> Iterator[Frame]:
     """Yield frames of packed RGB bytes; an incomplete last one is dropped."""
     size = width * height * 3
-    while len(content := stream.read(size)) == size:
-        yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+    content = bytearray()
+    while piece := stream.read(size - len(content)):  # a pipe gives what is there
+        content += piece
+        if len(content) == size:
+            yield np.frombuffer(bytes(content), np.uint8).reshape(height, width, 3)
+            content.clear()
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """Read `WIDTHxHEIGHT`.
+
+    >>> frame_size("640x480")
+    (640, 480)
+    """
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"`{text}` is no size such as 640x480")
+    return int(width), int(height)
 
 
 class LatestFrame:
-    """Reads frames in a thread of its own and keeps the newest: a slow answer makes later frames drop, never wait."""
+    """Reads frames in a thread of its own and keeps the newest: a slow answer makes later frames drop, never wait.
+
+    What the source raises is raised to whoever iterates: else a camera that is not there would look like one that has ended.
+    """
 
     def __init__(self, frames: Iterator[Frame], stop: threading.Event, *, drop: bool) -> None:
         self.dropped = 0
+        self._failure: Exception | None = None
         self._drop, self._stop = drop, stop
         self._waiting: queue.Queue[Frame | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._read, args=(frames,), daemon=True)
@@ -87,6 +118,8 @@ class LatestFrame:
             except queue.Empty:
                 continue
             if frame is None:
+                if self._failure is not None:
+                    raise self._failure
                 return
             yield frame
 
@@ -96,6 +129,8 @@ class LatestFrame:
                 if self._drop:
                     self._forget_waiting()
                 self._waiting.put(frame)
+        except Exception as error:  # noqa: BLE001  # raised again where somebody sees it
+            self._failure = error
         finally:
             self._waiting.put(None)
 
@@ -132,15 +167,17 @@ def main(arguments: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--camera", type=int, metavar="NUMBER", help="a camera that OpenCV knows")
     source.add_argument("--images", type=Path, metavar="FOLDER", help="image files as frames; none is dropped")
-    source.add_argument("--raw", metavar="WIDTHxHEIGHT", help="packed RGB frames on stdin")
+    source.add_argument("--raw", metavar="WIDTHxHEIGHT", type=frame_size, help="packed RGB frames on stdin")
     given = parser.parse_args(arguments)
     if given.camera is not None:
         frames = camera_frames(given.camera)
     elif given.images is not None:
         frames = image_frames(given.images)
     else:
-        width, _, height = given.raw.partition("x")
-        frames = raw_frames(sys.stdin.buffer, width=int(width), height=int(height))
+        width, height = given.raw
+        # Unbuffered: a thread that waits in a buffered read holds its lock, and the interpreter could not end.
+        stdin = FileIO(0, closefd=False)
+        frames = raw_frames(stdin, width=width, height=height)
     stop = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -156,4 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (EdgebertError, NoFrames) as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, EdgebertError) else 1)

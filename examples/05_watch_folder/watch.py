@@ -5,7 +5,7 @@
 The first argument is a bundle or an installation, the folder of `edgebert install --to`; of an installation a new bundle is taken up
 while the program runs, without a lost image. An image counts as arrived when its name does not begin with a dot and neither its size
 nor its time changed between two looks: whoever copies under a dotted name and renames is never read half-way. Answered images go to
-INBOX/done, those that are no images to INBOX/refused; nothing is deleted. After a crash the images that still lie in INBOX are
+INBOX/done, those that are no images to INBOX/refused; nothing is deleted: of two with one name the later one gets a number. After a crash the images that still lie in INBOX are
 answered: twice where the crash came between the line and the move.
 
 SIGTERM and Ctrl-C finish the image at hand. `edgebert-watch.service` runs it under systemd.
@@ -22,11 +22,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from edgebert import Classifier, EdgebertError
+from edgebert.errors import BadDataError, InputNotFoundError, NotFiniteError
 
 Seen = dict[str, tuple[int, int]]  # name -> size in bytes, time of the last change in nanoseconds
 
@@ -52,8 +54,20 @@ def arrived(before: Seen, now: Seen) -> list[str]:
     return sorted(name for name, state in now.items() if before.get(name) == state)
 
 
+def move(path: Path, folder: Path) -> None:
+    """Move a file into a folder under a name that is free there; one that somebody took away meanwhile is passed over."""
+    names = (path.name, *(f"{path.stem}.{number}{path.suffix}" for number in range(2, 1_000_000)))
+    free = next(folder / name for name in names if not (folder / name).exists())
+    with suppress(FileNotFoundError):
+        path.rename(free)
+
+
 def answer(classifier: Classifier, path: Path, log: TextIO) -> str:
-    """Write the line of one image, on disk before it is moved; return the folder that it goes to."""
+    """Write the line of one image, on disk before it is moved; return the folder that it goes to.
+
+    Raises:
+        EdgebertError: nothing is wrong with the image: memory ran out, say. It stays where it is, for the next start.
+    """
     line: dict[str, object] = {"file": path.name}
     try:
         prediction = classifier.predict(path)
@@ -65,7 +79,7 @@ def answer(classifier: Classifier, path: Path, log: TextIO) -> str:
             bundle=prediction.digest,
         )
         folder = DONE
-    except EdgebertError as error:
+    except (BadDataError, InputNotFoundError, NotFiniteError) as error:
         line["error"] = error.what
         folder = REFUSED
     log.write(json.dumps(line, ensure_ascii=True) + "\n")
@@ -96,7 +110,7 @@ class Watch:
                     if self.stop.is_set():
                         return
                     path = self._inbox / name
-                    path.rename(self._inbox / answer(classifier, path, self._log) / name)
+                    move(path, self._inbox / answer(classifier, path, self._log))
                 before = now
                 self.stop.wait(self._seconds)
 
