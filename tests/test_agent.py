@@ -52,6 +52,18 @@ def test_agent_installs_opens_and_goes_back(bundle: Path, tmp_path: Path, capsys
     assert agent.main(["rollback", dev]) == 66
 
 
+def test_agent_verifies_a_link_of_an_installation_as_the_installation(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = tmp_path / "dev"
+    for name in ("one", "two"):
+        assert agent.main(["install", str(_renamed(bundle, tmp_path / name)), "--to", str(dev)]) == 0
+    for name in ("current", "previous"):
+        capsys.readouterr()
+        assert agent.main(["verify", str(dev / name)]) == 0
+        assert f"{name} is {(dev / name).readlink().name}\nthe installation demands" in capsys.readouterr().out
+
+
 def test_agent_predicts(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = str(bundle / "canary" / "0.png")
     assert agent.main(["predict", str(bundle), image, "--json"]) == 0

@@ -42,8 +42,7 @@ def why_no_current(folder: Folder, state: State) -> BundleError | None:
 def wrong_links(folder: Folder, state: State) -> list[MalformedBundleError]:
     """Return what is wrong where a folder, or a link of somebody else's, is in the place of one of ours."""
     names: tuple[LinkName, ...] = ("current", "previous")
-    wrong = [name for name in names if folder.link(name) is None and folder.is_there(name)]
-    return [_no_link(folder, name, state) for name in wrong]
+    return [_no_link(folder, name, state) for name in names if folder.link(name) is None and folder.is_there(name)]
 
 
 def check_links(folder: Folder, state: State) -> None:
