@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgebert.install.folder import ATTEMPTS, Folder, names_in
+from edgebert.install.folder import ATTEMPTS, NOT_A_FILE, Folder, names_in
 
 if sys.platform != "win32":
     import fcntl
@@ -94,21 +94,38 @@ def _noted(descriptor: int, digest: str, name: str) -> Attempt:
 
 
 def crashes(folder: Folder, digest: str) -> int:
-    """Count the rounds of openings of a bundle in which a process died; 0 where that cannot be read."""
+    """Count the rounds of openings of a bundle in which a process died.
+
+    Raises:
+        OSError: that cannot be read.
+    """
+    with folder.inner(ATTEMPTS) as descriptor, _together(descriptor):
+        return len({_round(name) or name for name in _dead(descriptor, digest)})
+
+
+def crashes_known(folder: Folder, digest: str) -> int:
+    """Count as `crashes` does; 0 where that cannot be read, since a device has to start."""
     try:
-        with folder.inner(ATTEMPTS) as descriptor, _together(descriptor):
-            return len({_round(name) or name for name in _dead(descriptor, digest)})
+        return crashes(folder, digest)
     except OSError:
         return 0
 
 
 def forget(folder: Folder, *, all_but: frozenset[str]) -> None:
-    """Remove what is remembered of every bundle but these; of one that is being opened nothing."""
-    with folder.inner(ATTEMPTS) as descriptor, _together(descriptor):
-        for name in names_in(descriptor):
-            if name.partition(".")[0] not in all_but and _is_dead(descriptor, name):
-                os.unlink(name, dir_fd=descriptor)
-        os.fsync(descriptor)
+    """Remove what is remembered of every bundle but these; of one that is being opened nothing.
+
+    Raises:
+        OSError: something cannot be looked at, or removed.
+    """
+    with folder.inner(ATTEMPTS) as descriptor:
+        names = [name for name in names_in(descriptor) if name.partition(".")[0] not in all_but]
+        if not names:
+            return
+        with _together(descriptor):
+            for name in names:
+                if _is_dead(descriptor, name):
+                    os.unlink(name, dir_fd=descriptor)
+            os.fsync(descriptor)
 
 
 def _dead(descriptor: int, digest: str) -> list[str]:
@@ -133,11 +150,19 @@ def _forget_old(descriptor: int, dead: Sequence[str]) -> None:
 
 
 def _is_dead(descriptor: int, name: str) -> bool:
-    """Say whether nobody holds the lock of an opening; of one that just ended, no."""
+    """Say whether nobody holds the lock of an opening; of one that just ended, no.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     try:
         lock = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-    except OSError:  # just gone; or of a user who shows it to nobody
+    except (FileNotFoundError, PermissionError):  # just gone; or of a user who shows it to nobody
         return False
+    except OSError as error:
+        if error.errno in NOT_A_FILE:  # nothing of ours
+            return False
+        raise
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:

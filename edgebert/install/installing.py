@@ -516,6 +516,7 @@ def _replace(
     folder: Folder, state: State, bundle: Bundle, entry: Installed, demanded: _Demand, options: InstallOptions
 ) -> InstallReport:
     """Put a bundle in the place of what is current."""
+    replaces, state = to_go_back_to(folder, state, bundle.digest)
     copy = _whole_copy(folder, bundle.digest)
     if copy is None:
         said = _stage_tested(folder, bundle, options)
@@ -525,7 +526,6 @@ def _replace(
         said = _tested(folder.bundle_path(bundle.digest), bundle, options)
     if demanded.changes:
         write_policy(folder, Policy(signers=demanded.old, next_signers=demanded.new, next_digest=bundle.digest))
-    replaces, state = to_go_back_to(folder, state, bundle.digest)
     step = Switch(to=bundle.digest, replaces=replaces, installed=entry, resets=options.allow_downgrade)
     state = switch(folder, state, step)
     removed: list[str] = []

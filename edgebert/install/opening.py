@@ -263,7 +263,7 @@ def status(path: Path) -> StatusReport:
                 path=path,
                 current=_known(state, current),
                 previous=_known(state, previous),
-                crashes=0 if current is None else attempts.crashes(folder, current),
+                crashes=0 if current is None else attempts.crashes_known(folder, current),
                 highest_release=state.highest_release,
                 installs=state.installs,
                 bad=state.bad,

@@ -55,7 +55,9 @@ def settle(folder: Folder, state: State) -> State:
         state = state.settled(current)
         write_state(folder, state)
         if pending.to == current:
-            _forget_attempts(folder, pending)
+            _forget_attempts(folder, pending.replaces)
+    elif current is not None:
+        _forget_attempts(folder, current, folder.link("previous"))
     with contextlib.suppress(RefusedError, UnreadableError):  # a damaged one is refused where it is needed
         policy = read_policy(folder)
         if policy.next_digest is not None:
@@ -135,14 +137,16 @@ def switch(folder: Folder, state: State, step: Switch) -> State:
             error.strerror,
         )
         return noted
-    _forget_attempts(folder, step)
+    _forget_attempts(folder, step.replaces)
     return state
 
 
-def _forget_attempts(folder: Folder, step: Switch) -> None:
-    """Let a bundle that became current begin without crashes, and forget those of bundles that are gone."""
+def _forget_attempts(folder: Folder, *all_but: str | None) -> None:
+    """Forget the crashes of all bundles but these: of one that just became current, and of those that are gone."""
     try:
-        attempts.forget(folder, all_but=frozenset() if step.replaces is None else frozenset({step.replaces}))
+        attempts.forget(folder, all_but=frozenset(digest for digest in all_but if digest is not None))
+    except FileNotFoundError:
+        return
     except OSError as error:
         _log.warning("`%s`: old crashes cannot be forgotten (%s)", folder.path / ATTEMPTS, error.strerror)
 

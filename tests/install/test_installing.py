@@ -29,6 +29,7 @@ from edgebert.errors import (
     RefusedBundleError,
     RefusedError,
     UnavailableError,
+    UnreadableBundleError,
     UnreadableError,
     UsageError,
 )
@@ -165,6 +166,60 @@ def test_install_keeps_the_last_good_bundle_when_the_current_one_is_marked_bad(
         install(make_bundle(name), tmp_path, LATER)
     _mark_bad(tmp_path, _digest(make_bundle("b")))
     assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function after which no file below a name can be read."""
+    real = os.open
+
+    def make(name: str) -> None:
+        def failing(path: str | Path, *arguments: int, **named: int | None) -> int:
+            if name in str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, *arguments, **named)  # type: ignore[arg-type]  # as it was called
+
+        monkeypatch.setattr(os, "open", failing)
+
+    return make
+
+
+def test_install_refuses_where_either_of_two_bundles_may_be_the_last_good_one(
+    make_bundle: MakeBundle, tmp_path: Path, unreadable: Callable[[str], None]
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    before = _contents(tmp_path)
+    unreadable(f"{_current(tmp_path)}/model.onnx")
+    with pytest.raises(UnreadableBundleError, match="Input/output error") as caught:
+        install(make_bundle("c"), tmp_path, LATER)
+    assert _contents(tmp_path) == before
+    assert caught.value.hint == f"edgebert rollback {tmp_path} first, where its disk has lost it"
+    rollback(tmp_path, self_test="later")
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+def test_install_keeps_a_bundle_that_cannot_be_read_where_the_other_one_crashed(
+    make_bundle: MakeBundle, tmp_path: Path, unreadable: Callable[[str], None]
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path)
+    unreadable(f"{_digest(make_bundle('a'))}/model.onnx")
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+def test_install_changes_nothing_when_crashes_cannot_be_counted(
+    make_bundle: MakeBundle, tmp_path: Path, unreadable: Callable[[str], None]
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path)
+    before = _contents(tmp_path)
+    unreadable(".2.7-")
+    with pytest.raises(CannotWriteError, match="Input/output error"):
+        install(make_bundle("c"), tmp_path, LATER)
+    assert _contents(tmp_path) == before
 
 
 def test_install_keeps_the_current_bundle_when_there_is_no_good_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
