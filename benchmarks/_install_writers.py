@@ -16,6 +16,7 @@ from _writers import bundle_parts
 from edgebert.bundle import Bundle, read_bundle, write_bundle
 from edgebert.errors import CannotWriteError, EdgebertError
 from edgebert.install import rollback, write_phase
+from edgebert.install.attempts import MOST_CRASHES
 from edgebert.install.folder import open_folder
 from edgebert.install.state import read_state
 
@@ -34,6 +35,7 @@ def install_scenarios() -> list[Scenario]:
         _install("back to the previous bundle", new, before=(new, old)),
         _install("update after a killed call", new, before=(old,), lay=partial(_leave_staging, oldest)),
         _install("over a damaged copy", new, before=(new, old), lay=partial(_damage, new)),
+        _install("update of one that crashes", new, before=(oldest, old), lay=partial(_let_crash, old)),
         Scenario(
             name="install, rollback",
             lay=partial(_installed, (new, old), _nothing),
@@ -131,6 +133,12 @@ def _damage(bundle: Bundle, place: Path) -> None:
     device = place / DEVICE
     (device / "bundles" / bundle.digest / "model.onnx").write_bytes(b"damaged")
     (device / "previous").unlink()
+
+
+def _let_crash(bundle: Bundle, place: Path) -> None:
+    """Leave what three openings of the current bundle leave whose process died."""
+    for number in range(MOST_CRASHES):
+        (place / DEVICE / "attempts" / f"{bundle.digest}.{number + 1}.7-{number:08x}").touch()
 
 
 def _without_staging(bundle: Bundle, place: Path) -> None:

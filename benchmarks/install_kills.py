@@ -46,6 +46,7 @@ def main() -> int:
     pair = (read_bundle(given.bundle), _twin(read_bundle(given.bundle)))
     if given.mutant:
         installing_module.stage, installing_module.publish = _stage_in_place, lambda *_: None  # type: ignore[assignment]
+        installing_module._whole_copy = lambda *_: None  # so that every call writes
     rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         needs_s = _seconds(pair, Path(folder) / "timed")

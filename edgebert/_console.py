@@ -6,9 +6,11 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from edgebert.errors import INTERRUPTED_EXIT_CODE, EdgebertError, MemoryExhaustedError
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from edgebert._json import JsonObject
 
 _log = logging.getLogger("edgebert")
+
+EDGEBERT = "edgebert"
+AGENT = "python3 -m edgebert.agent"  # a device has no other; its commands have the same names and options
+_program: ContextVar[str] = ContextVar("program", default=EDGEBERT)
+_OF_THE_AGENT = re.compile(r"\bedgebert (?=(?:install|rollback|status|verify|predict|doctor)\b)")
 
 
 def leads() -> bool:
@@ -40,7 +47,7 @@ class _StderrHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             self.warnings += 1
             text = f"warning: {text}"
-        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.write(_worded(text) + "\n")
         sys.stderr.flush()
 
 
@@ -52,6 +59,12 @@ def printable(text: str) -> str:
     )
 
 
+def _worded(text: str) -> str:
+    """Return a text for people: printable, and with its commands as this program takes them; others are for the host."""
+    program = _program.get()
+    return printable(text if program == EDGEBERT else _OF_THE_AGENT.sub(f"{program} ", text))
+
+
 def show(data: JsonObject, text: str, *, as_json: bool) -> None:
     """Print a command's answer on stdout: text for people, or the same as JSON."""
     if not leads():
@@ -59,7 +72,7 @@ def show(data: JsonObject, text: str, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
     else:
-        sys.stdout.write(printable(text) + "\n")
+        sys.stdout.write(_worded(text) + "\n")
     sys.stdout.flush()
 
 
@@ -80,14 +93,16 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def run_command(command: Callable[[], int], *, debug: bool, as_json: bool) -> int:
+def run_command(command: Callable[[], int], *, debug: bool, as_json: bool, program: str = EDGEBERT) -> int:
     """Run a command and return its exit code; errors become messages.
 
     Args:
         command: returns its own exit code.
         debug: let a traceback through after the message.
         as_json: an error is an object on stdout as well.
+        program: how this one is called, for the commands that messages for people name; JSON always says `edgebert`.
     """
+    called = _program.set(program)
     handler = _StderrHandler()
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
@@ -127,6 +142,7 @@ def run_command(command: Callable[[], int], *, debug: bool, as_json: bool) -> in
         return fault.exit_code
     finally:
         _log.removeHandler(handler)
+        _program.reset(called)
 
 
 def _tell_error(error: EdgebertError, *, as_json: bool) -> None:
@@ -135,7 +151,7 @@ def _tell_error(error: EdgebertError, *, as_json: bool) -> None:
         lines.append(f"  expected: {error.expected}")
     if error.hint:
         lines.append(f"  hint: {error.hint}")
-    sys.stderr.write(printable("\n".join(lines)) + "\n")
+    sys.stderr.write(_worded("\n".join(lines)) + "\n")
     if as_json:
         content: Mapping[str, object] = {
             "error": {"exit_code": error.exit_code, "what": error.what, "expected": error.expected, "hint": error.hint}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgebert import __version__
-from edgebert._console import columns, plain, run_command, show
+from edgebert._console import AGENT, columns, plain, run_command, show
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     command: _Command = given.command
     debug = bool(given.debug or os.environ.get("EDGEBERT_DEBUG"))
-    return run_command(lambda: command(given), debug=debug, as_json=given.as_json)
+    return run_command(lambda: command(given), debug=debug, as_json=given.as_json, program=AGENT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     install.add_argument("--to", type=Path, required=True, metavar="DIR", help="the installation's folder")
     install.add_argument(
-        "--allow-downgrade", action="store_true", help="accept an older release, or one that was replaced here"
+        "--allow-downgrade",
+        action="store_true",
+        help="accept an older release, or one that was replaced here; its release is the highest from then on",
     )
     install.add_argument("--allow-bad", action="store_true", help="accept a bundle that is marked bad here")
     install.add_argument(

@@ -14,6 +14,7 @@ nothing before or behind. Nothing is extracted to disk: entries are read into me
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -151,6 +152,10 @@ class Archive:
         if zlib.crc32(content) != entry.crc:
             raise self._error(f"`{name}` was changed", "the CRC-32 in the directory")
         return content
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of an entry's content; raises as `read` does."""
+        return hashlib.sha256(self.read(name, self.sizes[name])).hexdigest()
 
     def close(self) -> None:
         """Close the file."""

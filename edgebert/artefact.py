@@ -18,7 +18,7 @@ from edgebert.card import ModelCard, Provenance
 from edgebert.card_io import read_checkpoint_card
 from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, UsageError
 from edgebert.extras import require
-from edgebert.install import is_installation, verify_installation
+from edgebert.install import installation_of, verify_installation
 from edgebert.manifest import BundleForm
 from edgebert.runtime.choice import misfits_of
 from edgebert.runtime.classifier import Classifier
@@ -161,9 +161,11 @@ def verify(path: Path, signers: SignaturePolicy | None = None) -> list[str]:
     Raises:
         EdgebertError: the first thing that did not hold.
     """
-    if is_installation(path):
-        current, held = verify_installation(path, signers)
-        return held + _verify_bundle(current)
+    installation = installation_of(path)
+    if installation is not None:
+        folder, which = installation
+        bundle, held = verify_installation(folder, signers, which=which)
+        return held + _verify_bundle(bundle)
     kind = kind_of(path)
     if kind == "bundle":
         return [signature_text(path, signers), *_VERIFIERS[kind](path)]

@@ -18,21 +18,31 @@ prove that nothing was damaged, swapped or left behind; they do not say who made
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from edgebert._files import FolderKind
 from edgebert._json import dump_json, parse_json_object, shown
 from edgebert.archive import ARCHIVE_SUFFIX, open_archive
-from edgebert.errors import BadDataError, MalformedBundleError, NoSuchBundleError, RefusedBundleError
+from edgebert.errors import (
+    BadDataError,
+    EdgebertError,
+    MalformedBundleError,
+    MemoryExhaustedError,
+    NoSuchBundleError,
+    RefusedBundleError,
+    UnreadableBundleError,
+)
 from edgebert.manifest import GRAPH_FILE, BundleForm, Manifest, recorded_with
 
 SUMS_FILE = "SHA256SUMS"
@@ -62,6 +72,11 @@ _MAX_DEPTH = 3
 _MAKE_ONE = "edgebert compile GRAPH --target cpu -o NAME.edgebert"
 _MAX_SAID = 2_000  # characters of a message: a hostile manifest chooses some of them
 _MAX_LISTED = 4 * MAX_FILES  # names of a folder that are looked at: more than that do not belong to a bundle anyway
+
+# What the system says where the bundle is at fault: a file is gone, or is something else. Whatever else it says (EIO, EACCES, EMFILE, ESTALE,
+# …) says nothing against the bundle.
+_NOT_A_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG})
+_CHUNK = 1 << 20
 
 # Names that mean the same on every system: no `..`, no backslash, no drive, no hidden file, no trailing dot, none of the names
 # that Windows keeps for devices.
@@ -117,9 +132,11 @@ def read_bundle(path: Path, *, check_sums: SumsCheck | None = None) -> Bundle:
             unsigned meets a parser.
 
     Raises:
-        NoSuchBundleError: there is nothing at `path`, or it cannot be read.
+        NoSuchBundleError: there is nothing at `path`.
         MalformedBundleError: it is no bundle, or its manifest (rightly hashed) is malformed or contradicts itself.
         RefusedBundleError: a file is missing, extra, changed or no plain file; the message names it.
+        UnreadableBundleError: the system does not let it be read, which says nothing against it.
+        MemoryExhaustedError: it does not fit into memory.
     """
     with _opened(path) as source:
         signature = source.read(SIGNATURE_FILE, MAX_SIGNATURE_BYTES) if SIGNATURE_FILE in source.sizes else None
@@ -141,6 +158,26 @@ def read_bundle(path: Path, *, check_sums: SumsCheck | None = None) -> Bundle:
     _check_recorded(path, manifest, sums)
     digest = hashlib.sha256(sums_bytes).hexdigest()
     return Bundle(path=path, manifest=manifest, files=files, digest=digest, sums=sums_bytes, signature=signature)
+
+
+def check_whole(path: Path, digest: str) -> None:
+    """Check that a folder holds every file of a bundle, unchanged, a piece at a time: it may be larger than memory.
+
+    Raises:
+        BundleError: as `read_bundle` does, but of the manifest only the hash is looked at; also where it holds another bundle.
+        MemoryExhaustedError: there is no memory for a piece.
+    """
+    with _opened(path) as source:
+        sums_bytes = source.read(SUMS_FILE, _MAX_SUMS_BYTES)
+        if hashlib.sha256(sums_bytes).hexdigest() != digest:
+            raise _refused(
+                path, f"`{SUMS_FILE}` was changed, or is another bundle's", expected=f"the bundle {digest[:12]}"
+            )
+        sums = _parse_sums(path, sums_bytes)
+        _check_listed(path, sums, source)
+        for name in sums:
+            if source.sha256(name) != sums[name]:
+                raise _changed(path, name)
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> str:
@@ -172,6 +209,10 @@ class _Source(Protocol):
         """Return a file's content, or refuse one of more than `limit` bytes."""
         ...
 
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file's content."""
+        ...
+
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Source]:
@@ -192,13 +233,9 @@ def _opened(path: Path) -> Iterator[_Source]:
             expected = "a bundle: a folder `NAME.edgebert`, or a `.zip` of one"
             raise MalformedBundleError(f"`{path}` is {kind}", expected=expected, hint=_MAKE_ONE)
     except OSError as error:
-        raise NoSuchBundleError(f"bundle `{path}` cannot be read: {error.strerror}", hint=_MAKE_ONE) from error
+        raise _unopened(path, error) from error
     except MemoryError as error:
-        raise RefusedBundleError(
-            f"bundle `{path}` is refused: it does not fit into this computer's memory",
-            expected="as much free memory as it has bytes",
-            hint="free some memory, or compile a smaller graph",
-        ) from error
+        raise _no_memory(path) from error
 
 
 def _mode_of(path: Path) -> int:
@@ -209,9 +246,18 @@ def _mode_of(path: Path) -> int:
             f"no such bundle: `{path}`", expected="a folder `NAME.edgebert`, or a `.zip` of one", hint=_MAKE_ONE
         ) from error
     except OSError as error:
-        raise NoSuchBundleError(f"bundle `{path}` cannot be read: {error.strerror}", hint=_MAKE_ONE) from error
+        raise _unopened(path, error) from error
     except ValueError as error:  # a NUL in the name
         raise NoSuchBundleError(f"no such bundle: `{shown(str(path))}` ({error})", hint=_MAKE_ONE) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Say whether a name is there; unlike `lexists` it does not take what cannot be looked at for missing."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 class _Folder:
@@ -220,7 +266,7 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.sizes: Mapping[str, int] = {}
-        found = [name for name in (SUMS_FILE, MANIFEST_FILE) if os.path.lexists(path / name)]
+        found = [name for name in (SUMS_FILE, MANIFEST_FILE) if _is_there(path / name)]
         if not found:
             raise MalformedBundleError(
                 f"`{path}` is no bundle",
@@ -261,23 +307,36 @@ class _Folder:
             with os.scandir(self._path / prefix) as entries:
                 return sorted(itertools.islice(entries, most + 1), key=lambda entry: entry.name)
         except OSError as error:
-            raise _refused(self._path, f"`{prefix or self._path}` cannot be listed: {error.strerror}") from error
+            raise _unreadable(self._path, f"`{prefix or self._path}`", error) from error
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's content; never follows a link, never waits for a FIFO, never reads more than `limit`."""
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        try:
-            with os.fdopen(os.open(self._path / name, flags), "rb") as stream:
-                status = os.fstat(stream.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise _refused(self._path, f"`{name}` is no plain file")
-                # Of a file that grows meanwhile one byte too many is read, and it is refused.
-                content = stream.read(min(status.st_size, limit) + 1)
-        except OSError as error:
-            raise _refused(self._path, f"`{name}` cannot be read: {error.strerror}") from error
+        with self._stream(name) as stream:
+            # Of a file that grows meanwhile one byte too many is read, and it is refused.
+            content = stream.read(min(os.fstat(stream.fileno()).st_size, limit) + 1)
         if len(content) > limit:
             raise _refused(self._path, f"`{name}` is too large", expected=f"at most {limit:,} bytes")
         return content
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file's content, of which a piece at a time is in memory."""
+        digest, left = hashlib.sha256(), self.sizes[name] + 1  # of a file that grows for ever one byte too many
+        with self._stream(name) as stream:
+            while left > 0 and (piece := stream.read(min(_CHUNK, left))):
+                digest.update(piece)
+                left -= len(piece)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _stream(self, name: str) -> Iterator[BinaryIO]:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            with os.fdopen(os.open(self._path / name, flags), "rb") as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise _refused(self._path, f"`{name}` is no plain file")
+                yield stream
+        except OSError as error:
+            raise _unreadable(self._path, f"`{name}`", error) from error
 
 
 def _parse_sums(path: Path, content: bytes) -> dict[str, str]:
@@ -337,7 +396,7 @@ def _check_listed(path: Path, sums: Mapping[str, str], source: _Source) -> None:
 
 def _check_hash(path: Path, name: str, content: bytes, sums: Mapping[str, str]) -> None:
     if hashlib.sha256(content).hexdigest() != sums[name]:
-        raise _refused(path, f"`{name}` was changed: its SHA-256 is not the one in `{SUMS_FILE}`")
+        raise _changed(path, name)
 
 
 def _parse_manifest(path: Path, content: bytes, listed: set[str]) -> Manifest:
@@ -398,6 +457,38 @@ def _check_recorded(path: Path, manifest: Manifest, sums: Mapping[str, str]) -> 
 def _contradicted(path: Path, name: str, declared: int, found: int) -> MalformedBundleError:
     return MalformedBundleError(
         f"`{MANIFEST_FILE}` of `{path}` says that `{name}` has {declared:,} bytes", expected=f"{found:,}"
+    )
+
+
+def _changed(path: Path, name: str) -> RefusedBundleError:
+    return _refused(path, f"`{name}` was changed: its SHA-256 is not the one in `{SUMS_FILE}`")
+
+
+def _unopened(path: Path, error: OSError) -> EdgebertError:
+    if error.errno in _NOT_A_FILE:
+        return NoSuchBundleError(f"bundle `{path}` cannot be read: {error.strerror}", hint=_MAKE_ONE)
+    return _unreadable(path, f"bundle `{path}`", error)
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> EdgebertError:
+    """Tell a bundle that is not what it must be from a computer that does not let it be read."""
+    if error.errno == errno.ENOMEM:
+        return _no_memory(path)
+    if error.errno in _NOT_A_FILE:
+        return _refused(path, f"{what} cannot be read: {error.strerror}")
+    named = what if str(path) in what else f"bundle `{path}`: {what}"
+    return UnreadableBundleError(
+        f"{named} cannot be read: {error.strerror or error}",
+        expected="a bundle that this user may read, on a disk without errors",
+        hint=f"ls -l {shlex.quote(str(path))}; dmesg | tail",
+    )
+
+
+def _no_memory(path: Path) -> MemoryExhaustedError:
+    return MemoryExhaustedError(
+        f"bundle `{path}` does not fit into this computer's memory ({os.strerror(errno.ENOMEM)})",
+        expected="as much free memory as it has bytes",
+        hint="free some memory, or compile a smaller graph",
     )
 
 

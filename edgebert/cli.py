@@ -1004,7 +1004,11 @@ def install(
         ),
     ] = False,
     allow_downgrade: Annotated[
-        bool, typer.Option("--allow-downgrade", help="Accept an older release, or a bundle that was replaced there.")
+        bool,
+        typer.Option(
+            "--allow-downgrade",
+            help="Accept an older release, or a bundle that was replaced there; its release is the highest from then on.",
+        ),
     ] = False,
     allow_bad: Annotated[
         bool, typer.Option("--allow-bad", help="Accept a bundle that failed there and is marked bad.")

@@ -13,6 +13,8 @@
     │   └── NoSuchBundleError     66  there is no bundle at that path
     ├── UnavailableError          69  a device, backend or extra is not here
     ├── CannotWriteError          74  the output cannot be written
+    ├── UnreadableError           74  what is there cannot be read: a disk's error, no permission, no descriptor left
+    │   └── UnreadableBundleError 74  the same of a bundle, which may be in order
     ├── LockedError               75  somebody else is writing the same output, or measuring; try again
     ├── LinkLostError             75  a device cannot be reached, or the link to it broke; try again
     ├── MemoryExhaustedError      75  memory ran out; try again with more of it, or with less to do
@@ -21,7 +23,8 @@
         ├── RefusedBundleError    77  a file was changed, a signature is missing, a canary is answered otherwise
         └── ForkedRuntimeError    77  a runtime was used in a forked child
 
-Whatever is wrong with a bundle is a `BundleError` as well: `MalformedBundleError`, `NoSuchBundleError`, `RefusedBundleError`.
+Whatever is wrong with a bundle is a `BundleError` as well: `MalformedBundleError`, `NoSuchBundleError`, `RefusedBundleError`; so is
+`UnreadableBundleError`, which says nothing against the bundle. Memory that runs out is `MemoryExhaustedError`, and no `BundleError`.
 
 A message has three parts: what failed, with the value; what was expected or is available; and `hint:` with the command
 that mends it.
@@ -98,7 +101,7 @@ class BatchSizeError(BadDataError):
 
 
 class BundleError(EdgebertError):
-    """Something is wrong with a bundle: all that reading one raises."""
+    """Something is wrong with a bundle, or with reading it."""
 
 
 class MalformedBundleError(BundleError, BadDataError):
@@ -129,6 +132,18 @@ class CannotWriteError(EdgebertError):
     """The output exists, or cannot be written."""
 
     exit_code = 74
+
+
+class UnreadableError(EdgebertError):
+    """What is there cannot be read: an error of the disk, a permission, too many open files; nothing is known of its content."""
+
+    exit_code = 74
+
+
+class UnreadableBundleError(BundleError, UnreadableError):
+    """A bundle is there, and the system does not let it be read: no fault of the bundle's."""
+
+    exit_code = UnreadableError.exit_code
 
 
 class LockedError(EdgebertError):

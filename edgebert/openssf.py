@@ -22,7 +22,10 @@ def signature_path(bundle: Path) -> Path:
     >>> signature_path(Path("widgets.edgebert")).name
     'widgets.edgebert.sig'
     """
-    return bundle.with_name(f"{bundle.resolve().name}.sig")
+    named = (
+        bundle.resolve() if bundle.name in ("", "..") else bundle
+    )  # `.` and `..` have no name to put another in the place of
+    return named.with_name(f"{bundle.resolve().name}.sig")
 
 
 def sign_model(bundle: Path, private_key: Path, *, force: bool = False) -> Path:

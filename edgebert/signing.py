@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebert._durable import staging_prefix
 from edgebert._files import check_file_is_free, locked, read_input
 from edgebert.bundle import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, SUMS_FILE, read_bundle
 from edgebert.errors import (
@@ -37,8 +38,10 @@ from edgebert.errors import (
 
 NAMESPACE = "edgebert-bundle"
 MAX_SIGNERS_BYTES = 1 << 20
+_STAGED = ".sig"
 
 _BEGIN, _END = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
+_BY_THE_CLOCK = "the time of this computer's clock"
 _TIMEOUT_S = 60  # of a check, which asks nobody anything
 _OUTSIDE_ITS_TIME = re.compile(r"(?:key|certificate)[^\n]*(?:expired|not yet valid)[^\n]*", re.IGNORECASE)
 
@@ -133,12 +136,14 @@ def sign_bundle(path: Path, key: Path, *, force: bool = False) -> str:
 def write_signature(path: Path, signature: bytes) -> None:
     """Put `SHA256SUMS.sig` into a bundle's folder in one step.
 
-    It is written beside the folder: an interrupted run must not leave a file inside that does not belong there.
+    It is written beside the folder: an interrupted run must not leave a file inside that does not belong there. What one left
+    beside it the next run removes.
     """
     folder = path.resolve()
-    staging = folder.parent / f".{folder.name}.staging-{os.getpid()}.sig"
+    staging = folder.parent / f"{staging_prefix(folder)}{os.getpid()}{_STAGED}"
     try:
         with locked(path):
+            _remove_staged(folder)
             try:
                 staging.write_bytes(signature)
                 _sync(staging)
@@ -148,6 +153,13 @@ def write_signature(path: Path, signature: bytes) -> None:
                 staging.unlink(missing_ok=True)
     except OSError as error:
         raise CannotWriteError(f"cannot write `{path / SIGNATURE_FILE}`: {error.strerror or error}") from error
+
+
+def _remove_staged(folder: Path) -> None:
+    """Remove signatures that killed runs left beside a bundle; only for the holder of its lock."""
+    for entry in folder.parent.iterdir():
+        if entry.name.startswith(staging_prefix(folder)) and entry.name.endswith(_STAGED):
+            entry.unlink(missing_ok=True)
 
 
 def check_signature(sums: bytes, signature: bytes | None, policy: SignaturePolicy) -> str:
@@ -169,11 +181,14 @@ def check_signature(sums: bytes, signature: bytes | None, policy: SignaturePolic
     return check_signers(sums, signature, policy.read())
 
 
-def check_signers(sums: bytes, signature: bytes | None, signers: Signers, *, at: float | None = None) -> str:
+def check_signers(
+    sums: bytes, signature: bytes | None, signers: Signers, *, at: float | None = None, named: str = "as asked"
+) -> str:
     """Check as `check_signature` does, against the contents of the files.
 
     Args:
         at: the time at which the key must be valid, in seconds since 1970; None for this computer's clock.
+        named: what that time is, for the message, such as "when it was installed"; unused where `at` is None.
 
     Raises:
         OutsideItsTimeError: the key or its certificate is not valid at that time.
@@ -201,14 +216,14 @@ def check_signers(sums: bytes, signature: bytes | None, signers: Signers, *, at:
             ran = _ssh_keygen(("-Y", "find-principals", *known), sums, descriptors, _TIMEOUT_S)
             principal = ran.stdout.decode("utf-8", "replace").partition("\n")[0]
             if ran.returncode or not principal:
-                raise _not_believed(facts, ran, at)
+                raise _not_believed(facts, ran, at, named)
         asked = ("-Y", "verify", *known, "-n", NAMESPACE, "-I", principal)
         ran = _ssh_keygen((*asked, *crl), sums, descriptors, _TIMEOUT_S)
         if ran.returncode == 0:
             return principal
         if crl and _ssh_keygen(asked, sums, descriptors, _TIMEOUT_S).returncode == 0:  # it does not say so itself
             raise _refused(facts, "which was revoked", "a key that still counts")
-    raise _not_believed(facts, ran, at, identity=signers.identity)
+    raise _not_believed(facts, ran, at, named, identity=signers.identity)
 
 
 def policy_from(signers: Path | None, identity: str | None, revoked: Path | None) -> SignaturePolicy | None:
@@ -315,17 +330,23 @@ def _sign(sums: bytes, key: Path) -> bytes:
 
 
 def _not_believed(
-    facts: SignatureFacts, ran: subprocess.CompletedProcess[bytes], at: float | None, *, identity: str | None = None
+    facts: SignatureFacts,
+    ran: subprocess.CompletedProcess[bytes],
+    at: float | None,
+    named: str,
+    *,
+    identity: str | None = None,
 ) -> RefusedBundleError:
     """Turn what `ssh-keygen` said into an error that says what is wrong."""
     said, key = _said(ran), f"{facts.key_type[:40]} key {facts.fingerprint}"
     wrong_time = _OUTSIDE_ITS_TIME.search(said)
     if wrong_time:
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+        sign = "sign with a key that is valid: edgebert sign BUNDLE --key KEY --force"
         return OutsideItsTimeError(
             f"the bundle is signed by {key}, which may not be used at this time: {wrong_time.group()}",
-            expected=f"a key that is valid at {clock}, the time of this computer's clock",
-            hint="if that clock is wrong, set it; else sign with a key that is valid: edgebert sign BUNDLE --key KEY --force",
+            expected=f"a key that is valid at {clock}, {named if at is not None else _BY_THE_CLOCK}",
+            hint=sign if at is not None else f"if that clock is wrong, set it; else {sign}",
         )
     if "not permitted for use in signature namespace" in said:
         return _refused(facts, "which may not sign bundles", f"a key allowed for `{NAMESPACE}`", said)

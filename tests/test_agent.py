@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgebert import __version__, agent, cli
 from edgebert.archive import write_archive
-from edgebert.bundle import read_bundle
+from edgebert.bundle import read_bundle, write_bundle
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +52,18 @@ def test_agent_installs_opens_and_goes_back(bundle: Path, tmp_path: Path, capsys
     assert agent.main(["rollback", dev]) == 66
 
 
+def test_agent_verifies_a_link_of_an_installation_as_the_installation(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = tmp_path / "dev"
+    for name in ("one", "two"):
+        assert agent.main(["install", str(_renamed(bundle, tmp_path / name)), "--to", str(dev)]) == 0
+    for name in ("current", "previous"):
+        capsys.readouterr()
+        assert agent.main(["verify", str(dev / name)]) == 0
+        assert f"{name} is {(dev / name).readlink().name}\nthe installation demands" in capsys.readouterr().out
+
+
 def test_agent_predicts(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = str(bundle / "canary" / "0.png")
     assert agent.main(["predict", str(bundle), image, "--json"]) == 0
@@ -73,6 +86,31 @@ def test_agent_tells_errors_as_an_object_with_their_exit_code(tmp_path: Path) ->
     ran = _agent("install", "nowhere.edgebert", "--to", tmp_path / "dev", "--json")
     assert ran.returncode == json.loads(ran.stdout)["error"]["exit_code"] == 66
     assert b"Traceback" not in ran.stderr
+
+
+def test_agent_names_its_own_commands_in_what_it_tells_people(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = str(tmp_path / "dev")
+    assert agent.main(["rollback", dev]) == 66
+    assert "hint: python3 -m edgebert.agent install BUNDLE --to DIR" in capsys.readouterr().err
+    assert agent.main(["rollback", dev, "--json"]) == 66  # a host reads it, whose command is `edgebert`
+    assert json.loads(capsys.readouterr().out)["error"]["hint"] == "edgebert install BUNDLE --to DIR"
+    for name in ("one", "two"):
+        assert agent.main(["install", str(_renamed(bundle, tmp_path / name)), "--to", dev]) == 0
+    assert f"python3 -m edgebert.agent rollback {dev} goes back to it" in capsys.readouterr().out
+
+
+def _renamed(bundle: Path, copy: Path) -> Path:
+    """Return a copy under another name, which is another bundle."""
+    read = read_bundle(bundle)
+    copy.mkdir()
+    write_bundle(copy, replace(read.manifest, name=copy.name, recorded_with={}), _without_manifest(read.files))
+    return copy
+
+
+def _without_manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name != "manifest.json"}
 
 
 def test_agent_refuses_nonsense_with_code_2() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgebert.bundle import MAX_FILES, read_bundle
+from edgebert.bundle import MAX_FILES, check_whole, read_bundle
 from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, RefusedError
 from edgebert.manifest import BUNDLE_SCHEMA, tolerance_of
 
@@ -449,3 +449,42 @@ def test_tolerance_of_grows_with_precision_and_device() -> None:
 
 def test_schema_is_the_documented_one() -> None:
     assert BUNDLE_SCHEMA == "edgebert.bundle/1"
+
+
+# Looking whether a copy is whole
+
+
+def test_check_whole_takes_what_was_written(bundle: Path) -> None:
+    check_whole(bundle, read_bundle(bundle).digest)
+
+
+def test_check_whole_refuses_a_changed_file(bundle: Path) -> None:
+    digest = read_bundle(bundle).digest
+    content = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.onnx").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RefusedError, match=r"`model\.onnx` was changed"):
+        check_whole(bundle, digest)
+
+
+def test_check_whole_refuses_a_file_that_has_more(bundle: Path) -> None:
+    digest = read_bundle(bundle).digest
+    with (bundle / "model.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(RefusedError, match=r"`model\.onnx` was changed"):
+        check_whole(bundle, digest)
+
+
+def test_check_whole_refuses_a_missing_and_a_further_file(bundle: Path) -> None:
+    digest = read_bundle(bundle).digest
+    (bundle / "notes").write_bytes(b"")
+    with pytest.raises(RefusedError, match="`notes` does not belong to it"):
+        check_whole(bundle, digest)
+    (bundle / "notes").unlink()
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(RefusedError, match=r"`model\.onnx` is missing"):
+        check_whole(bundle, digest)
+
+
+def test_check_whole_refuses_another_bundle(bundle: Path) -> None:
+    with pytest.raises(RefusedError, match="another bundle's"):
+        check_whole(bundle, "0" * 64)

@@ -13,7 +13,7 @@ import pytest
 
 from edgebert import Classifier
 from edgebert.bundle import read_bundle
-from edgebert.errors import BundleError, NoSuchBundleError, RefusedBundleError
+from edgebert.errors import BundleError, EdgebertError, MemoryExhaustedError, RefusedBundleError, UnreadableBundleError
 
 HERE = Path(__file__).parent
 
@@ -107,9 +107,19 @@ def test_a_signature_is_returned_as_it_is(tmp_path: Path) -> None:
 # What the system may say
 
 
-@pytest.mark.parametrize("errno_", ["EACCES", "EIO", "ENOMEM", "EMFILE", "ESTALE"])
-def test_what_the_system_says_becomes_a_bundle_error(
-    errno_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("errno_", "kind"),
+    [
+        ("EACCES", UnreadableBundleError),
+        ("EIO", UnreadableBundleError),
+        ("EMFILE", UnreadableBundleError),
+        ("ENFILE", UnreadableBundleError),
+        ("ESTALE", UnreadableBundleError),
+        ("ENOMEM", MemoryExhaustedError),
+    ],
+)
+def test_read_bundle_takes_what_the_system_says_for_no_fault_of_the_bundle(
+    errno_: str, kind: type[EdgebertError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     paths = hostile.honest(tmp_path)
@@ -118,25 +128,42 @@ def test_what_the_system_says_becomes_a_bundle_error(
     def fail(*_: object, **__: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    for name in ("os.open", "os.scandir", "pathlib.Path.stat"):
+    for name in ("os.open", "os.scandir", "os.lstat", "pathlib.Path.stat"):
         for path in paths.values():
             with monkeypatch.context() as patch:
                 patch.setattr(name, fail)
-                if name == "os.scandir" and path.suffix == ".zip":
+                if name in ("os.scandir", "os.lstat") and path.suffix == ".zip":
                     continue
-                with pytest.raises(BundleError, match=os.strerror(code)):
+                with pytest.raises(kind, match=os.strerror(code)) as caught:
                     read_bundle(path)
+                assert not isinstance(caught.value, RefusedBundleError)
 
 
-def test_a_bundle_that_does_not_fit_into_memory_is_a_bundle_error(
+def test_read_bundle_refuses_a_file_that_is_gone_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = hostile.honest(tmp_path)["folder"], os.open
+
+    def gone(name: Path, *arguments: int) -> int:
+        if Path(name).name == "manifest.json":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return real(name, *arguments)
+
+    monkeypatch.setattr("os.open", gone)
+    with pytest.raises(RefusedBundleError, match=r"`manifest\.json` cannot be read"):
+        read_bundle(path)
+
+
+def test_read_bundle_says_that_memory_ran_out_and_refuses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> bytes:
         raise MemoryError
 
     monkeypatch.setattr("edgebert.bundle._Folder.read", fail)
-    with pytest.raises(RefusedBundleError, match="memory"):
+    with pytest.raises(MemoryExhaustedError, match="does not fit into this computer's memory") as caught:
         read_bundle(hostile.honest(tmp_path)["folder"])
+    assert not isinstance(caught.value, BundleError)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -144,7 +171,7 @@ def test_a_folder_that_may_not_be_read_is_a_bundle_error(tmp_path: Path) -> None
     path = hostile.honest(tmp_path)["folder"]
     tmp_path.chmod(0)
     try:
-        with pytest.raises(NoSuchBundleError, match="cannot be read"):
+        with pytest.raises(UnreadableBundleError, match="cannot be read"):
             read_bundle(path)
     finally:
         tmp_path.chmod(0o700)

@@ -24,6 +24,8 @@ from edgebert.errors import BadDataError, EdgebertError, ForkedRuntimeError, Ref
         ("NoSuchBundleError", 66),
         ("UnavailableError", 69),
         ("CannotWriteError", 74),
+        ("UnreadableError", 74),
+        ("UnreadableBundleError", 74),
         ("LockedError", 75),
         ("LinkLostError", 75),
         ("MemoryExhaustedError", 75),
@@ -42,7 +44,7 @@ def test_errors_have_the_exit_codes_of_the_command_line(name: str, exit_code: in
 
 def test_errors_has_no_further_error() -> None:
     found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert len(found) == 21  # those above, and BundleError, which has no code of its own
+    assert len(found) == 23  # those above, and BundleError, which has no code of its own
     assert issubclass(ForkedRuntimeError, RefusedError)
 
 

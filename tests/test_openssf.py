@@ -46,6 +46,13 @@ def test_check_without_a_key_is_a_usage_error(bundle: Path) -> None:
         check_model_signature(bundle, None)
 
 
+def test_signature_path_of_the_current_folder_lies_beside_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle)
+    assert signature_path(Path()) == bundle.parent / "toy.edgebert.sig"
+    monkeypatch.chdir(bundle / "canary")
+    assert signature_path(Path("..")) == bundle.parent / "toy.edgebert.sig"
+
+
 @needs_package
 @needs_openssl
 class TestModelSignature:

@@ -103,6 +103,16 @@ def test_sign_bundle_leaves_the_digest_and_no_other_file(bundle: Path, key: Key,
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy.edgebert"]
 
 
+def test_sign_bundle_removes_what_a_killed_run_left_beside_it(bundle: Path, key: Key, tmp_path: Path) -> None:
+    (tmp_path / ".toy.edgebert.staging-1.sig").write_bytes(b"half")
+    others = [tmp_path / ".toy.edgebert.staging-1234abcd", tmp_path / ".other.edgebert.staging-1.sig"]
+    for other in others:
+        other.touch()
+    sign_bundle(bundle, key.path)
+    assert not (tmp_path / ".toy.edgebert.staging-1.sig").exists()
+    assert all(other.exists() for other in others)
+
+
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
 def test_sign_bundle_takes_keys_of_every_type(kind: str, bundle: Path, make_key: Callable[..., Key]) -> None:
     key = make_key(f"of-{kind}", kind)
@@ -275,6 +285,14 @@ def test_check_signers_judges_a_key_by_another_time(key: Key) -> None:
     )
     with pytest.raises(OutsideItsTimeError, match="2014-"):
         check_signers(SUMS, key.sign(), key.signers('valid-after="20200101"'), at=1_400_000_000)
+
+
+def test_check_signers_names_the_time_that_it_judged_by(key: Key) -> None:
+    dated = key.signers('valid-after="20200101"')
+    with pytest.raises(OutsideItsTimeError) as caught:
+        check_signers(SUMS, key.sign(), dated, at=1_400_000_000, named="when it was installed")
+    assert (caught.value.expected or "").endswith(", when it was installed")
+    assert "clock" not in (caught.value.expected or "") + (caught.value.hint or "")
 
 
 def test_check_signers_knows_certificates(key: Key, make_key: Callable[..., Key], tmp_path: Path) -> None:

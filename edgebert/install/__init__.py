@@ -10,9 +10,9 @@ what opens bundles is needed, no network and no root. docs/install.md is for use
 False
 """
 
-from edgebert.install.folder import is_installation
+from edgebert.install.folder import installation_of, is_installation
 from edgebert.install.installing import InstallOptions, install, rollback, write_phase
-from edgebert.install.opening import open_installed, status, verify_installation
+from edgebert.install.opening import open_installed, open_previous, status, verify_installation
 from edgebert.install.reports import InstallReport, RollbackReport, StatusReport
 
 __all__ = [
@@ -21,8 +21,10 @@ __all__ = [
     "RollbackReport",
     "StatusReport",
     "install",
+    "installation_of",
     "is_installation",
     "open_installed",
+    "open_previous",
     "rollback",
     "status",
     "verify_installation",

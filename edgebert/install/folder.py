@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,13 @@ _OWN = {BUNDLES, ATTEMPTS, LOCK, STATE, POLICY, "current", "previous"}
 _FOREIGN_BUT_FINE = {"lost+found"}  # at the top of a file system of its own
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LINK = re.compile(rf"{BUNDLES}/([0-9a-f]{{64}})")
-_MOST_BYTES = 4 << 20  # of a file of ours at the top
+_MOST_BYTES = (
+    16 << 20
+)  # of a file of ours at the top: two policies of the largest lists that `edgebert.signing` takes fit
+
+# What the system says of a file of ours that is something else: a link, a folder, too large. Whatever else it says (EIO, EACCES, …) says
+# nothing of the file.
+NOT_A_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EINVAL, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,13 @@ class Folder:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file at the top in one step; it is durable when this returns."""
+        """Put a file at the top in one step; it is durable when this returns.
+
+        Raises:
+            OSError: it cannot be written, or is larger than `read` takes.
+        """
+        if len(content) > _MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         staging = f"{STAGING_PREFIX}{name}-{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staging, dir_fd=self.descriptor)
@@ -160,30 +173,73 @@ class Folder:
                     hint=f"look who put it there, and remove it: rm {self.path / name}",
                 ) from error
 
-    def leftovers(self) -> tuple[list[str], list[str]]:
+    def digests(self) -> list[str]:
+        """Return the digests of all bundles that lie here, also of those that no link points to."""
+        return [name for name in self._names_of_bundles() if _DIGEST.fullmatch(name)]
+
+    def leftovers(self, *, installed_before: bool) -> tuple[list[str], list[str]]:
         """Return what killed runs left: names at the top, and in `bundles/` all but what the links point to.
 
-        A name in `bundles/` that is neither a digest nor one of ours is nobody's business, and not returned.
+        A name in `bundles/` that is neither a digest nor one of ours is nobody's business, and not returned. Nor is any bundle
+        where something was installed and a link is missing or no link of ours: it was lost, and the bundle it pointed to was not.
+
+        Args:
+            installed_before: whether the state remembers any bundle.
         """
         top = [name for name in names_in(self.descriptor) if name.startswith(STAGING_PREFIX)]
-        kept = {self.link("current"), self.link("previous")}
-        try:
-            with self.inner(BUNDLES) as bundles:
-                names = names_in(bundles)
-        except FileNotFoundError:
-            names = []
+        current, previous = self.link("current"), self.link("previous")
+        lost = (previous is None and self.is_there("previous")) or (
+            current is None and (installed_before or previous is not None or self.is_there("current"))
+        )
         inside = [
-            name for name in names if name.startswith(STAGING_PREFIX) or (_DIGEST.fullmatch(name) and name not in kept)
+            name
+            for name in self._names_of_bundles()
+            if name.startswith(STAGING_PREFIX)
+            or (not lost and _DIGEST.fullmatch(name) and name not in (current, previous))
         ]
         return sorted(top), sorted(inside)
 
+    def is_there(self, name: str) -> bool:
+        """Say whether there is anything of this name at the top, a dangling link included."""
+        try:
+            os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _names_of_bundles(self) -> list[str]:
+        try:
+            with self.inner(BUNDLES) as bundles:
+                return sorted(names_in(bundles))
+        except FileNotFoundError:
+            return []
+
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_MOST_LINKS = 40  # Linux follows no more
 
 
 def is_installation(path: Path) -> bool:
     """Say whether a path is the folder of an installation, also of one that was never completed."""
-    return (path / BUNDLES).is_dir() and any(os.path.lexists(path / name) for name in ("current", STATE, LOCK))
+    is_folder = os.path.isdir(path / BUNDLES)  # noqa: PTH112  # Path's raises where a name is too long, or holds a NUL
+    return is_folder and any(os.path.lexists(path / name) for name in ("current", STATE, LOCK))
+
+
+def installation_of(path: Path) -> tuple[Path, LinkName] | None:
+    """Return the installation that a path stands for, and which of its bundles; None where it stands for none.
+
+    Its folder stands for `current`, `DIR/current` and `DIR/previous` for what they are called, links of the user's for what they lead to.
+    """
+    for _ in range(_MOST_LINKS):
+        if path.name in ("current", "previous") and is_installation(path.parent):
+            return path.parent, "current" if path.name == "current" else "previous"
+        if is_installation(path):
+            return path, "current"
+        try:
+            path = path.parent / path.readlink()
+        except (OSError, ValueError):  # no link, or a NUL in the name
+            return None
+    return None
 
 
 @contextlib.contextmanager
@@ -223,6 +279,29 @@ def check_is_ours(folder: Folder) -> None:
             expected="a folder that only `edgebert install` fills",
             hint="choose another one with `--to`",
         )
+
+
+def check_owner(folder: Folder) -> None:
+    """Refuse root in the folder of somebody else, who could neither change nor remove what root writes there.
+
+    Raises:
+        CannotWriteError: it belongs to another user.
+    """
+    owner = os.fstat(folder.descriptor).st_uid
+    if os.geteuid() != 0 or owner == 0:
+        return
+    try:
+        import pwd  # not on Windows
+
+        name = pwd.getpwuid(owner).pw_name
+    except (ImportError, KeyError):
+        name = f"#{owner}"
+    raise CannotWriteError(
+        f"`{folder.path}` belongs to `{name}`, and root is about to change it",
+        expected="its owner, who could neither change nor remove what root writes there",
+        hint=f"sudo -u {shlex.quote(name)} COMMAND; or, where root alone is to change it: "
+        f"chown -R root {shlex.quote(str(folder.path))}",
+    )
 
 
 def check_links_work(folder: Folder) -> None:

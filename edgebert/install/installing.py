@@ -21,8 +21,10 @@ from edgebert.errors import (
     NoSuchBundleError,
     RefusedBundleError,
     RefusedError,
+    UnreadableError,
     UsageError,
 )
+from edgebert.install.faults import to_go_back_to
 from edgebert.install.folder import (
     ATTEMPTS,
     BUNDLES,
@@ -32,8 +34,12 @@ from edgebert.install.folder import (
     Folder,
     check_is_ours,
     check_links_work,
+    check_owner,
+    is_installation,
+    names_in,
     open_folder,
 )
+from edgebert.install.links import check_links
 from edgebert.install.lock import locked_folder
 from edgebert.install.policy import Policy, is_weaker, read_policy, write_policy
 from edgebert.install.reports import InstallReport, Outcome, RollbackReport
@@ -67,8 +73,9 @@ class InstallOptions:
             leaves that to the first opening, for a device image that is made on another computer.
         timeout: seconds that the self-test may take.
         target: the form that the self-test opens; None for the first that fits this computer.
-        allow_downgrade: accept an older release, or a bundle that something newer has replaced here; also begin a new state
-            where the old one is damaged.
+        allow_downgrade: accept an older release, or a bundle that something newer has replaced here, and let this bundle's
+            release be the highest from then on; judge keys by this computer's clock, though that of an earlier installation was
+            ahead of it; also begin a new state where the old one is damaged.
         allow_bad: accept a bundle that is marked bad here.
         signers: allowed signers, one of whom must have signed this bundle.
         identity: the principal who must have signed.
@@ -90,10 +97,14 @@ class InstallOptions:
     weaken_policy: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout <= 86_400:
-            raise UsageError(f"a timeout of {self.timeout:g} s", expected="more than 0, at most a day")
+        _check_timeout(self.timeout)
         if self.signers is None and (self.identity is not None or self.revoked is not None):
             raise UsageError("`--identity` and `--revoked` need `--signers`", hint="--signers FILE")
+
+
+def _check_timeout(timeout: float) -> None:
+    if not 0 < timeout <= 86_400:
+        raise UsageError(f"a timeout of {timeout:g} s", expected="more than 0, at most a day")
 
 
 def install(source: Path, path: Path, options: InstallOptions | None = None) -> InstallReport:
@@ -107,15 +118,17 @@ def install(source: Path, path: Path, options: InstallOptions | None = None) -> 
     Raises:
         BundleError: the bundle is none, damaged, not signed as demanded, or fails its self-test; also an older one (77).
         UnavailableError: nothing in it can run on this computer.
-        CannotWriteError: the folder cannot be written, is full, or is something else.
+        CannotWriteError: the folder cannot be written, is full, is something else, or belongs to somebody else and root calls.
+        UnreadableError: what is installed cannot be read.
         LockedError: another process is changing the installation.
         RefusedError: a weaker policy than what is demanded here.
     """
     options = options or InstallOptions()
     with changing(path, create=True) as folder:
-        state = _settled(folder, options)
+        state, is_new = _settled(folder, options)
         demanded = _demanded(folder, options)
-        bundle, signed_by, checked_at = _read(source, folder, state, demanded)
+        latest = 0 if options.allow_downgrade else state.latest_check
+        bundle, signed_by, checked_at = _read(source, folder, demanded, latest)
         entry = Installed(
             digest=bundle.digest,
             name=bundle.manifest.name,
@@ -124,7 +137,7 @@ def install(source: Path, path: Path, options: InstallOptions | None = None) -> 
             checked_at=checked_at,
         )
         if folder.link("current") == bundle.digest:
-            return _keep(folder, state, bundle, entry, demanded, options)
+            return _keep(folder, state, bundle, entry, demanded, options, is_new=is_new)
         _check_order(state, entry, options)
         return _replace(folder, state, bundle, entry, demanded, options)
 
@@ -136,10 +149,11 @@ def write_phase(bundle: Bundle, path: Path) -> InstallReport:
     """
     options = InstallOptions(self_test="later", allow_downgrade=True, allow_bad=True)
     with changing(path, create=True) as folder:
-        state, demanded = _settled(folder, options), _Demand(old=None, new=None, changes=False, checks=())
+        state, is_new = _settled(folder, options)
+        demanded = _Demand(old=None, new=None, changes=False, checks=())
         entry = Installed(digest=bundle.digest, name=bundle.manifest.name, release=bundle.manifest.release)
         if folder.link("current") == bundle.digest:
-            return _keep(folder, state, bundle, entry, demanded, options)
+            return _keep(folder, state, bundle, entry, demanded, options, is_new=is_new)
         return _replace(folder, state, bundle, entry, demanded, options)
 
 
@@ -149,13 +163,17 @@ def rollback(
     """Make the previous bundle current again, and the current one previous; twice is back where it was.
 
     Raises:
+        UsageError: an impossible timeout.
         NoSuchBundleError: there is no previous bundle, or no installation.
         BundleError: the previous one is damaged, marked bad, not signed as demanded, or fails its self-test.
         CannotWriteError: the folder cannot be written.
         LockedError: another process is changing the installation.
     """
+    _check_timeout(timeout)
     with changing(path, create=False) as folder:
-        state = settle(folder, read_state(folder))
+        state = read_state(folder)
+        check_links(folder, state)
+        state = settle(folder, state)
         current, previous = folder.link("current"), previous_of(folder, state)
         if previous is None:
             raise NoSuchBundleError(
@@ -204,7 +222,7 @@ def check_installed(
     except OutsideItsTimeError:
         if known is None or known.checked_at is None:
             raise
-        return check_signers(sums, signature, signers, at=known.checked_at)
+        return check_signers(sums, signature, signers, at=known.checked_at, named="when it was installed")
 
 
 @contextlib.contextmanager
@@ -220,17 +238,19 @@ def changing(path: Path, *, create: bool) -> Iterator[Folder]:
     try:
         if create:
             made = _make(path)
-        elif not path.is_dir():
+        elif not is_installation(path):
             raise NoSuchBundleError(f"no installation at `{path}`", hint="edgebert install BUNDLE --to DIR")
         with open_folder(path) as folder:
             check_is_ours(folder)
+            check_owner(folder)
+            found = frozenset(names_in(folder.descriptor))
             with locked_folder(folder):
                 try:
                     folder.make_inner_folders()
                     check_links_work(folder)
                     yield folder
                 except BaseException:
-                    _undo(folder, made=made)
+                    _undo(folder, found, made)
                     raise
     except OSError as error:
         raise CannotWriteError(
@@ -255,33 +275,57 @@ def _make(path: Path) -> list[Path]:
     return missing
 
 
-def _undo(folder: Folder, *, made: Sequence[Path]) -> None:
-    """Remove what a call that failed has left; what cannot be removed now the next call removes."""
+def _undo(folder: Folder, found: frozenset[str], made: Sequence[Path]) -> None:
+    """Remove what a call that failed has left; what cannot be removed now the next call removes.
+
+    Args:
+        folder: the installation's.
+        found: names that were in it before.
+        made: folders that the call made, the deepest first.
+    """
     with contextlib.suppress(OSError, EdgebertError):
         settle(folder, read_state(folder))
-    if made and folder.link("current") is None:
-        with contextlib.suppress(OSError):
+    if folder.link("current") is not None:
+        return
+    with contextlib.suppress(OSError):
+        if STATE not in found:
             folder.remove(STATE)
-            for name in (ATTEMPTS, BUNDLES):
+        for name in (ATTEMPTS, BUNDLES):
+            if name not in found:
                 os.rmdir(name, dir_fd=folder.descriptor)
+        if LOCK not in found:  # last: whoever waits for it sees that it was removed
             os.unlink(LOCK, dir_fd=folder.descriptor)
-            for path in made:
-                path.rmdir()
+        for path in made:
+            path.rmdir()
 
 
-def _settled(folder: Folder, options: InstallOptions) -> State:
-    """Return the state with nothing under way; a damaged one begins anew where a downgrade is allowed."""
+def _settled(folder: Folder, options: InstallOptions) -> tuple[State, bool]:
+    """Return the state with nothing under way, and whether it is a new one that is not written yet.
+
+    A damaged one begins anew where a downgrade is allowed, with what lies here; it is written with the bundle, so that a call
+    that fails leaves the damaged one, which still refuses.
+    """
     try:
-        state = read_state(folder)
-    except BadDataError:
+        state, is_new = read_state(folder), False
+    except (BadDataError, UnreadableError) as error:
         if not options.allow_downgrade:
             raise
-        _log.warning(
-            "the state of `%s` is damaged and begins anew: what was installed before is not known", folder.path
-        )
-        state = State()
-        write_state(folder, state)
-    return settle(folder, state)
+        _log.warning("%s: it begins anew, and what was installed before current and previous is not known", error.what)
+        state, is_new = _of_what_lies_here(folder), True
+    check_links(folder, state)
+    return settle(folder, state), is_new
+
+
+def _of_what_lies_here(folder: Folder) -> State:
+    """Return the state of an installation whose state is lost, as its bundles tell it: the current one was installed last."""
+    state = State()
+    last = (folder.link("previous"), folder.link("current"))
+    for digest in (*(digest for digest in folder.digests() if digest not in last), *last):
+        copy = None if digest is None else _whole_copy(folder, digest)
+        if copy is not None:
+            manifest = copy.manifest
+            state = state.with_installed(Installed(digest=copy.digest, name=manifest.name, release=manifest.release))
+    return replace(state, installs=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,7 +360,7 @@ def _demanded(folder: Folder, options: InstallOptions) -> _Demand:
     old, damaged = None, False
     try:
         old = read_policy(folder).signers
-    except RefusedError:
+    except (RefusedError, UnreadableError):
         if not options.weaken_policy:
             raise
         damaged = True
@@ -339,21 +383,38 @@ def _demanded(folder: Folder, options: InstallOptions) -> _Demand:
     return _Demand(old=old, new=new, changes=damaged or new != old, checks=tuple(checks))
 
 
-def _read(source: Path, folder: Folder, state: State, demanded: _Demand) -> tuple[Bundle, str | None, int | None]:
-    """Read the bundle, its signature first; return it, who signed it, and at what time that was judged."""
+def _read(source: Path, folder: Folder, demanded: _Demand, latest: int) -> tuple[Bundle, str | None, int | None]:
+    """Read the bundle, its signature first; return it, who signed it, and at what time that was judged.
+
+    Args:
+        source: where it lies.
+        folder: the installation's.
+        demanded: whose signatures.
+        latest: no time before this counts, in seconds since 1970: a clock that went back must not bring an expired key back.
+    """
     if not demanded.checks:
         with _unpacked(source, folder) as path:
             return read_bundle(path), None, None
     now, signed_by = time.time(), ""
-    latest = max((entry.checked_at or 0 for entry in state.history), default=0)
-    if now < latest:
-        # A clock that went back must not bring an expired key back.
+    at = latest if now < latest else None
+    if at is not None:
         _log.warning("this computer's clock is behind the last installation here: keys are judged by that one's time")
 
     def check(sums: bytes, signature: bytes | None) -> None:
         nonlocal signed_by
         for signers in demanded.checks:
-            signed_by = check_signers(sums, signature, signers, at=latest if now < latest else None)
+            try:
+                signed_by = check_signers(
+                    sums, signature, signers, at=at, named="the time of the last installation here"
+                )
+            except OutsideItsTimeError as error:
+                if at is None:
+                    raise
+                raise OutsideItsTimeError(
+                    error.what,
+                    expected=error.expected,
+                    hint="if that clock was wrong and this one is right: --allow-downgrade judges by this one, from then on",
+                ) from error
 
     with _unpacked(source, folder) as path:
         bundle = read_bundle(path, check_sums=check)
@@ -419,7 +480,14 @@ def _check_order(state: State, entry: Installed, options: InstallOptions) -> Non
 
 
 def _keep(
-    folder: Folder, state: State, bundle: Bundle, entry: Installed, demanded: _Demand, options: InstallOptions
+    folder: Folder,
+    state: State,
+    bundle: Bundle,
+    entry: Installed,
+    demanded: _Demand,
+    options: InstallOptions,
+    *,
+    is_new: bool,
 ) -> InstallReport:
     """Leave what is current, after its copy was compared; mend the copy, its signature and the policy where they differ."""
     copy, said = _whole_copy(folder, bundle.digest), None
@@ -430,10 +498,15 @@ def _keep(
     elif bundle.signature is not None and copy.signature != bundle.signature:
         replace_signature(folder, bundle.digest, bundle.signature)
         outcome = "signature replaced"
+    written = state
     if known is None or outcome != "already current" or (entry.signed_by and entry.signed_by != known.signed_by):
         history = (*(old for old in state.history if old.digest != entry.digest), entry)
         known = entry
-        write_state(folder, replace(state.without_bad(entry.digest), history=history))
+        written = replace(state.without_bad(entry.digest), history=history)
+    if options.allow_downgrade:
+        written = written.with_marks_of(entry)
+    if is_new or written != state:
+        write_state(folder, written)
     if demanded.changes:
         write_policy(folder, Policy(signers=demanded.new))
     return _report(folder, state, demanded, outcome, known, said)
@@ -443,6 +516,7 @@ def _replace(
     folder: Folder, state: State, bundle: Bundle, entry: Installed, demanded: _Demand, options: InstallOptions
 ) -> InstallReport:
     """Put a bundle in the place of what is current."""
+    replaces, state = to_go_back_to(folder, state, bundle.digest)
     copy = _whole_copy(folder, bundle.digest)
     if copy is None:
         said = _stage_tested(folder, bundle, options)
@@ -452,13 +526,14 @@ def _replace(
         said = _tested(folder.bundle_path(bundle.digest), bundle, options)
     if demanded.changes:
         write_policy(folder, Policy(signers=demanded.old, next_signers=demanded.new, next_digest=bundle.digest))
-    state = switch(folder, state, Switch(to=bundle.digest, replaces=folder.link("current"), installed=entry))
+    step = Switch(to=bundle.digest, replaces=replaces, installed=entry, resets=options.allow_downgrade)
+    state = switch(folder, state, step)
     removed: list[str] = []
     try:
         if demanded.changes:
             write_policy(folder, Policy(signers=demanded.new))
         if state.pending is None:
-            removed = remove_leftovers(folder)
+            removed = remove_leftovers(folder, state)
     except OSError as error:
         _log.warning("`%s`: what is left over cannot be removed now (%s)", folder.path, error.strerror)
     return _report(folder, state, demanded, "installed", entry, said, removed)

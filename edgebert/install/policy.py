@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edgebert._json import Fields, JsonObject, dump_json, parse_json_object
-from edgebert.errors import BadDataError, RefusedError
-from edgebert.install.folder import POLICY, Folder
+from edgebert.errors import BadDataError, RefusedError, UnreadableError
+from edgebert.install.folder import NOT_A_FILE, POLICY, Folder
 from edgebert.signing import Signers
 
 POLICY_SCHEMA = "edgebert.policy/1"
@@ -51,6 +51,7 @@ def read_policy(folder: Folder) -> Policy:
 
     Raises:
         RefusedError: it is damaged. What it demanded is not known then, so nothing may be believed.
+        UnreadableError: the system does not let it be read; the same.
     """
     what = f"`{folder.path / POLICY}`"
     try:
@@ -65,7 +66,8 @@ def read_policy(folder: Folder) -> Policy:
             following = fields.fields("next")
             policy = replace(policy, next_signers=_signers(following, "require"), next_digest=following.text("digest"))
     except (OSError, BadDataError) as error:
-        raise RefusedError(
+        kind = UnreadableError if isinstance(error, OSError) and error.errno not in NOT_A_FILE else RefusedError
+        raise kind(
             f"{what} cannot be read, so nobody knows whose bundles may run here: {error}",
             expected=f"a policy, schema `{POLICY_SCHEMA}`",
             hint="edgebert install BUNDLE --to DIR --signers FILE --require-signature --weaken-policy writes a new one",

@@ -25,6 +25,7 @@ from edgebert.errors import (
     MemoryExhaustedError,
     RefusedBundleError,
     UnavailableError,
+    UnreadableBundleError,
 )
 
 _log = logging.getLogger("edgebert")
@@ -37,7 +38,14 @@ _CHILD = (
 _MOST_ANSWER_BYTES = 1 << 20
 _GRACE_S = 5.0  # for a child to end itself
 _ERRORS: dict[int, type[EdgebertError]] = {
-    kind.exit_code: kind for kind in (MalformedBundleError, UnavailableError, MemoryExhaustedError, RefusedBundleError)
+    kind.exit_code: kind
+    for kind in (
+        MalformedBundleError,
+        UnavailableError,
+        UnreadableBundleError,
+        MemoryExhaustedError,
+        RefusedBundleError,
+    )
 }
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from edgebert._json import Fields, JsonObject, dump_json, parse_json_object
-from edgebert.errors import BadDataError
-from edgebert.install.folder import STATE, Folder
+from edgebert.errors import BadDataError, UnreadableError
+from edgebert.install.folder import NOT_A_FILE, STATE, Folder
 
 STATE_SCHEMA = "edgebert.installation/1"
 MOST_REMEMBERED = 256
@@ -91,17 +91,20 @@ class Switch:
         to: the digest that becomes current.
         replaces: the digest that becomes previous, or None.
         installed: what joins the history then; None of a roll-back.
+        resets: whether that sets the marks back (`State.with_marks_of`).
     """
 
     to: str
     replaces: str | None
     installed: Installed | None = None
+    resets: bool = False
 
     def to_json(self) -> JsonObject:
         return {
             "to": self.to,
             "replaces": self.replaces,
             "installed": None if self.installed is None else self.installed.to_json(),
+            "resets": self.resets,
         }
 
     @classmethod
@@ -112,6 +115,7 @@ class Switch:
             installed=None
             if fields.value.get("installed") is None
             else Installed.from_fields(fields.fields("installed")),
+            resets=fields.value.get("resets") is True,
         )
 
 
@@ -121,7 +125,7 @@ class State:
 
     Attributes:
         installs: how often anything was installed.
-        highest_release: of all that was ever installed.
+        highest_release: of all that was ever installed, since it was last set back.
         history: the newest 256, the newest last; a digest stands once, at its newest place.
         bad: what is not picked again by itself, the newest last.
         pending: a switch that is under way, or was when the process died.
@@ -155,6 +159,22 @@ class State:
             history=history[-MOST_REMEMBERED:],
         )
 
+    @property
+    def latest_check(self) -> int:
+        """When a signature was last checked at an installation here, by the clock of then; 0 where none was."""
+        return max((entry.checked_at or 0 for entry in self.history), default=0)
+
+    def with_marks_of(self, entry: Installed) -> State:
+        """Return the state in which this installation is the latest there was: its release the highest, its time the last."""
+        until = entry.checked_at
+        history = self.history
+        if until is not None:
+            history = tuple(
+                replace(old, checked_at=min(old.checked_at, until)) if old.checked_at is not None else old
+                for old in history
+            )
+        return replace(self, highest_release=entry.release, history=history)
+
     def with_bad(self, entry: Bad) -> State:
         """Return the state with one more bundle that is not picked."""
         return replace(self, bad=(*self.without_bad(entry.digest).bad, entry)[-MOST_REMEMBERED:])
@@ -167,8 +187,11 @@ class State:
         """Return the state without a pending switch: done where `current` says that it happened, dropped where not."""
         if self.pending is None:
             return self
-        done = self.pending.to == current and self.pending.installed is not None
-        state = self.with_installed(self.pending.installed) if done and self.pending.installed else self
+        state, entry = self, self.pending.installed
+        if self.pending.to == current and entry is not None:
+            state = self.with_installed(entry)
+            if self.pending.resets:
+                state = state.with_marks_of(entry)
         return replace(state, pending=None)
 
     def to_json(self) -> JsonObject:
@@ -205,6 +228,7 @@ def read_state(folder: Folder) -> State:
 
     Raises:
         BadDataError: it is damaged; or it is missing and something is installed, so that somebody removed it.
+        UnreadableError: the system does not let it be read.
     """
     hint = "edgebert install BUNDLE --to DIR --allow-downgrade begins a new one"
     try:
@@ -212,7 +236,8 @@ def read_state(folder: Folder) -> State:
         if content is not None:
             return State.from_json(content, what=f"`{folder.path / STATE}`")
     except OSError as error:
-        raise BadDataError(f"cannot read `{folder.path / STATE}`: {error.strerror}", hint=hint) from error
+        kind = BadDataError if error.errno in NOT_A_FILE else UnreadableError
+        raise kind(f"cannot read `{folder.path / STATE}`: {error.strerror}", hint=hint) from error
     except BadDataError as error:
         raise BadDataError(error.what, expected=error.expected, hint=hint) from error
     if folder.link("current") is not None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from edgebert.bundle import SIGNATURE_FILE, Bundle
-from edgebert.errors import CannotWriteError, RefusedError
+from edgebert.errors import CannotWriteError, RefusedError, UnreadableError
 from edgebert.install import attempts
-from edgebert.install.folder import BUNDLES, STAGING_PREFIX, Folder, remove_tree, write_file
+from edgebert.install.folder import ATTEMPTS, BUNDLES, STAGING_PREFIX, Folder, remove_tree, write_file
 from edgebert.install.policy import read_policy, write_policy
 from edgebert.install.state import State, Switch, write_state
 
@@ -37,7 +38,8 @@ def previous_of(folder: Folder, state: State) -> str | None:
 def settle(folder: Folder, state: State) -> State:
     """Complete or drop what a killed run had under way, remove what it left, and return the state.
 
-    Only for the holder of the lock. Costs a listing of two folders where nothing was left.
+    Only for the holder of the lock. Costs a listing of two folders where nothing was left. What is left and cannot be removed, as
+    root's in the folder of another user, is warned of and stays: it is in nobody's way.
     """
     current, pending = folder.link("current"), state.pending
     if (
@@ -49,34 +51,58 @@ def settle(folder: Folder, state: State) -> State:
         folder.set_link("previous", pending.replaces)
     if folder.link("previous") is not None and folder.link("previous") == current:
         folder.remove("previous")
-    if state.pending is not None:
+    if pending is not None:
         state = state.settled(current)
         write_state(folder, state)
-    with contextlib.suppress(RefusedError):  # a damaged one is refused where it is needed
+        if pending.to == current:
+            _forget_attempts(folder, pending.replaces)
+    elif current is not None:
+        _forget_attempts(folder, current, folder.link("previous"))
+    with contextlib.suppress(RefusedError, UnreadableError):  # a damaged one is refused where it is needed
         policy = read_policy(folder)
         if policy.next_digest is not None:
             write_policy(folder, policy.settled(current))
-    remove_leftovers(folder)
+    remove_leftovers(folder, state)
     return state
 
 
-def remove_leftovers(folder: Folder) -> list[str]:
-    """Remove what killed runs left and all bundles but the two in use; return the digests of these bundles."""
-    top, inside = folder.leftovers()
+def remove_leftovers(folder: Folder, state: State) -> list[str]:
+    """Remove what killed runs left and all bundles but the two in use; return the digests of these bundles.
+
+    What cannot be removed is a warning.
+    """
+    top, inside = folder.leftovers(installed_before=bool(state.history))
     if not top and not inside:
         return []
     for name in top:
-        remove_tree(folder.descriptor, name)
+        _remove(folder, name, folder.descriptor, name)
+    removed = []
     with folder.inner(BUNDLES) as bundles:
         for name in inside:
-            if not name.startswith(STAGING_PREFIX):
-                # Renamed first: a half-removed folder must not stand under the name of a complete bundle.
-                staging = f"{STAGING_PREFIX}old-{name}"
-                remove_tree(bundles, staging)
-                os.rename(name, staging, src_dir_fd=bundles, dst_dir_fd=bundles)
-                name = staging
-            remove_tree(bundles, name)
-    return [name for name in inside if not name.startswith(STAGING_PREFIX)]
+            if _remove(folder, f"{BUNDLES}/{name}", bundles, name) and not name.startswith(STAGING_PREFIX):
+                removed.append(name)
+    return removed
+
+
+def _remove(folder: Folder, what: str, parent: int, name: str) -> bool:
+    """Remove a leftover; say whether nothing of it stands under its name any more."""
+    try:
+        if not name.startswith(STAGING_PREFIX):
+            # Renamed first: a half-removed folder must not stand under the name of a complete bundle.
+            staging = f"{STAGING_PREFIX}old-{name}"
+            remove_tree(parent, staging)
+            os.rename(name, staging, src_dir_fd=parent, dst_dir_fd=parent)
+            name = staging
+        remove_tree(parent, name)
+    except OSError as error:
+        _log.warning(
+            "`%s` is left over and cannot be removed (%s); whoever may: rm -r %s",
+            folder.path / what,
+            error.strerror,
+            shlex.quote(str((folder.path / what).with_name(name))),
+        )
+        return False
+    return True
 
 
 def switch(folder: Folder, state: State, step: Switch) -> State:
@@ -104,8 +130,6 @@ def switch(folder: Folder, state: State, step: Switch) -> State:
         if step.replaces is not None:
             folder.set_link("previous", step.replaces)
         write_state(folder, state)
-        kept = frozenset() if step.replaces is None else frozenset({step.replaces})
-        attempts.forget(folder, all_but=kept)
     except OSError as error:
         _log.warning(
             "`%s`: `current` is switched, and durable; what follows it cannot be written now (%s), and the next call does it",
@@ -113,7 +137,18 @@ def switch(folder: Folder, state: State, step: Switch) -> State:
             error.strerror,
         )
         return noted
+    _forget_attempts(folder, step.replaces)
     return state
+
+
+def _forget_attempts(folder: Folder, *all_but: str | None) -> None:
+    """Forget the crashes of all bundles but these: of one that just became current, and of those that are gone."""
+    try:
+        attempts.forget(folder, all_but=frozenset(digest for digest in all_but if digest is not None))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.warning("`%s`: old crashes cannot be forgotten (%s)", folder.path / ATTEMPTS, error.strerror)
 
 
 def stage(folder: Folder, bundle: Bundle) -> str:

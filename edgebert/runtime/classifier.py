@@ -62,11 +62,12 @@ class Classifier:
 
     Args:
         path: a bundle, `NAME.edgebert`; a `.zip` of one; or an installation, the folder of `edgebert install --to`, of which the
-            current bundle is opened, and the one before it where that fails (docs/install.md).
+            current bundle is opened, and the one before it where that fails (docs/install.md); `DIR/current` is the same.
         target: use the form of this target and no other; None picks the first form that fits, and where none does
             the portable graph, which is said in a warning of the logger `edgebert`.
         threads: for each answer; 0 means the physical cores this process may use.
-        signers: who must have signed the bundle; None asks for no signature beyond what an installation demands itself.
+        signers: who must have signed the bundle; None asks for no signature beyond what an installation demands itself. An
+            installation whose bundle they did not sign is refused, and goes back to nothing: others may demand otherwise.
         decoding: `exact`, or `reduced`: large JPEG files are decoded at a smaller size, which is faster and gives slightly other
             pixels than those that accuracy was measured with (docs/runtime-speed.md).
         max_batch: images of `submit` that share one call of the model, at most; None: as many as the backend gains from.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import hashlib
 import logging
 import os
 import sys
@@ -19,14 +20,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, get_args
 
 from edgebert.bundle import Bundle, read_bundle
-from edgebert.errors import BadDataError, ClosedError, MalformedBundleError, RefusedBundleError, UsageError
+from edgebert.errors import (
+    BadDataError,
+    ClosedError,
+    EdgebertError,
+    MalformedBundleError,
+    RefusedBundleError,
+    UsageError,
+)
 from edgebert.preprocess import Decoding
 from edgebert.runtime.canaries import check_canaries
 from edgebert.runtime.choice import Choice, choices_for, open_first, say_of_weights
 from edgebert.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from edgebert.signing import SignaturePolicy
+    from edgebert.signing import SignaturePolicy, Signers
 
 _log = logging.getLogger("edgebert")
 
@@ -139,34 +147,73 @@ def open_bundle(path: Path, options: OpenOptions) -> OpenedBundle:
 
     Args:
         path: a bundle, a `.zip` of one, or an installation, of which the current bundle is opened, or the one before it where
-            that fails.
+            that fails. `DIR/current` is the installation as well, and `DIR/previous` its previous bundle: signed as the
+            installation demands, though nothing else is opened in its place.
         options: how.
 
     Raises:
         BundleError: there is no bundle, or it is malformed, or changed, or not signed as it must be, or does not answer its
             canaries.
         UnavailableError: nothing in it can run on this computer.
+        UnreadableError, MemoryExhaustedError: it cannot be read, which says nothing against it.
         UsageError: no such target.
     """
-    if not os.path.lexists(
-        path / "current"
-    ):  # a bundle holds no such file; the rest is only imported where it is needed
+    if not _may_be_installed(path):
         return _opened(_verified(path, options.signers), options)
-    from edgebert.install import is_installation, open_installed
+    from edgebert.install import installation_of, open_installed, open_previous
 
-    if not is_installation(path):
+    found = installation_of(path)
+    if found is None:
         return _opened(_verified(path, options.signers), options)
-    return open_installed(path, lambda one: _opened(_installed(one, options.signers), options))
+    signers = None if options.signers is None else options.signers.read()
+    open_it = open_installed if found[1] == "current" else open_previous
+    try:
+        return open_it(found[0], lambda one: _opened(_installed(one, signers), options))
+    except _NotAsAskedError as unmet:
+        error = unmet.error
+    raise error
 
 
-def _installed(path: Path, policy: SignaturePolicy | None) -> Bundle:
-    """Read a bundle of an installation, whose signature was checked just before: it must still be the one its folder is named after."""
-    bundle = _verified(path, policy)
-    if bundle.digest != path.name:
-        raise RefusedBundleError(
-            f"`{path}` holds the bundle {bundle.digest[:12]}", expected="the one that its folder is named after"
-        )
-    return bundle
+class _NotAsAskedError(Exception):
+    """A bundle of an installation is not signed as the caller demands, who is not everybody: no reason to change anything."""
+
+    def __init__(self, error: EdgebertError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _may_be_installed(path: Path) -> bool:
+    """Say whether a path can stand for an installation: the rest is only imported where it is needed."""
+    return (
+        path.name in ("current", "previous")
+        or os.path.islink(path)  # noqa: PTH114  # Path's raises where a name is too long, or holds a NUL
+        or any(os.path.lexists(path / name) for name in ("current", "bundles"))  # a bundle holds neither
+    )
+
+
+def _installed(path: Path, signers: Signers | None) -> Bundle:
+    """Read a bundle of an installation, which checked its own demands: it must still be the one its folder is named after.
+
+    Raises:
+        _NotAsAskedError: it is, and not signed by `signers`.
+    """
+
+    def check(sums: bytes, signature: bytes | None) -> None:
+        digest = hashlib.sha256(sums).hexdigest()
+        if digest != path.name:
+            raise RefusedBundleError(
+                f"`{path}` holds the bundle {digest[:12]}", expected="the one that its folder is named after"
+            )
+        if signers is None:
+            return
+        from edgebert.signing import check_signers
+
+        try:
+            check_signers(sums, signature, signers)
+        except EdgebertError as error:
+            raise _NotAsAskedError(error) from error
+
+    return read_bundle(path, check_sums=check)
 
 
 def _verified(path: Path, policy: SignaturePolicy | None) -> Bundle:

@@ -29,11 +29,14 @@ from edgebert.errors import (
     RefusedBundleError,
     RefusedError,
     UnavailableError,
+    UnreadableBundleError,
+    UnreadableError,
     UsageError,
 )
 from edgebert.install import (
     InstallOptions,
     InstallReport,
+    attempts,
     install,
     installing,
     is_installation,
@@ -104,6 +107,153 @@ def test_install_keeps_the_previous_bundle_and_removes_the_one_before(make_bundl
     assert [report.previous for report in reports] == [None, digests[0], digests[1]]
     assert reports[2].removed == (digests[0],)
     assert {entry.name for entry in (tmp_path / "bundles").iterdir()} == {digests[1], digests[2]}
+
+
+def _crash(path: Path, times: int = attempts.MOST_CRASHES) -> None:
+    """Leave what as many openings of the current bundle leave whose process died, one after the other."""
+    for number in range(times):
+        (path / "attempts" / f"{_current(path)}.{number + 1}.7-{number:08x}").touch()
+
+
+def _fails(digest: str) -> Callable[[Path], str]:
+    """Return what opens any bundle but this one, and returns its name."""
+
+    def open_one(path: Path) -> str:
+        bundle = read_bundle(path)
+        if bundle.digest == digest:
+            raise RefusedBundleError("it answers a canary otherwise")
+        return bundle.manifest.name
+
+    return open_one
+
+
+def test_install_keeps_the_last_good_bundle_when_the_current_one_crashes(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    crashing = _current(tmp_path)
+    _crash(tmp_path)
+    report = install(make_bundle("c"), tmp_path, LATER)
+    assert (report.previous, report.removed) == (_digest(make_bundle("a")), (crashing,))
+    assert [(entry.digest, entry.kind) for entry in status(tmp_path).bad] == [(crashing, "crashed")]
+    assert open_installed(tmp_path, _fails(_digest(make_bundle("c")))) == "a"
+
+
+def test_install_keeps_the_current_bundle_that_crashed_less_often(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path, attempts.MOST_CRASHES - 1)
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("b"))
+    assert status(tmp_path).bad == ()
+
+
+def test_install_keeps_the_last_good_bundle_when_the_copy_of_the_current_one_is_damaged(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    (tmp_path / "current" / "model.onnx").write_bytes(b"rot")
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+    assert [entry.kind for entry in status(tmp_path).bad] == ["damaged"]
+    assert open_installed(tmp_path, _fails(_digest(make_bundle("c")))) == "a"
+
+
+def test_install_keeps_the_last_good_bundle_when_the_current_one_is_marked_bad(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _mark_bad(tmp_path, _digest(make_bundle("b")))
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function after which no file below a name can be read."""
+    real = os.open
+
+    def make(name: str) -> None:
+        def failing(path: str | Path, *arguments: int, **named: int | None) -> int:
+            if name in str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, *arguments, **named)  # type: ignore[arg-type]  # as it was called
+
+        monkeypatch.setattr(os, "open", failing)
+
+    return make
+
+
+def test_install_refuses_where_either_of_two_bundles_may_be_the_last_good_one(
+    make_bundle: MakeBundle, tmp_path: Path, unreadable: Callable[[str], None]
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    before = _contents(tmp_path)
+    unreadable(f"{_current(tmp_path)}/model.onnx")
+    with pytest.raises(UnreadableBundleError, match="Input/output error") as caught:
+        install(make_bundle("c"), tmp_path, LATER)
+    assert _contents(tmp_path) == before
+    assert caught.value.hint == f"edgebert rollback {tmp_path} first, where its disk has lost it"
+    rollback(tmp_path, self_test="later")
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+def test_install_keeps_a_bundle_that_cannot_be_read_where_the_other_one_crashed(
+    make_bundle: MakeBundle, tmp_path: Path, unreadable: Callable[[str], None]
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path)
+    unreadable(f"{_digest(make_bundle('a'))}/model.onnx")
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+def test_install_changes_nothing_when_crashes_cannot_be_counted(
+    make_bundle: MakeBundle, tmp_path: Path, unreadable: Callable[[str], None]
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path)
+    before = _contents(tmp_path)
+    unreadable(".2.7-")
+    with pytest.raises(CannotWriteError, match="Input/output error"):
+        install(make_bundle("c"), tmp_path, LATER)
+    assert _contents(tmp_path) == before
+
+
+def test_install_keeps_the_current_bundle_when_there_is_no_good_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    install(make_bundle("a"), tmp_path, LATER)
+    _crash(tmp_path)
+    assert install(make_bundle("b"), tmp_path, LATER).previous == _digest(make_bundle("a"))
+
+
+def test_install_of_the_previous_bundle_keeps_the_current_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path)
+    report = install(make_bundle("a"), tmp_path, InstallOptions(self_test="later", allow_downgrade=True))
+    assert report.previous == _digest(make_bundle("b"))
+
+
+def test_install_keeps_the_last_good_bundle_when_the_run_is_cut_short(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    _crash(tmp_path)
+
+    def cut(folder: Folder, name: str, digest: str) -> None:
+        real(folder, name, digest)  # type: ignore[arg-type]  # the name of a link
+        raise KeyboardInterrupt  # and nothing is cleaned up, as by a kill
+
+    real = Folder.set_link
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "set_link", cut)
+        patch.setattr(installing, "_undo", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            install(make_bundle("c"), tmp_path, LATER)
+    assert open_installed(tmp_path, _fails(_digest(make_bundle("c")))) == "a"
 
 
 def test_install_of_the_current_bundle_changes_nothing(make_bundle: MakeBundle, tmp_path: Path) -> None:
@@ -245,7 +395,33 @@ def test_install_takes_what_is_older_when_that_is_asked_for(
     bundle = make_bundle(name, release=release)
     install(bundle, tmp_path, InstallOptions(self_test="later", allow_downgrade=True))
     assert _current(tmp_path) == _digest(bundle)
-    assert status(tmp_path).highest_release == 6
+
+
+def test_install_sets_the_highest_release_back_when_that_is_asked_for(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    downgrade = InstallOptions(self_test="later", allow_downgrade=True)
+    install(make_bundle("a", release=20261), tmp_path, LATER)  # a slip of the keyboard
+    install(make_bundle("b", release=2026), tmp_path, downgrade)
+    assert status(tmp_path).highest_release == 2026
+    assert install(make_bundle("c", release=2027), tmp_path, LATER).outcome == "installed"
+    with pytest.raises(RefusedBundleError, match="release 2027 was installed"):
+        install(make_bundle("d", release=2026), tmp_path, LATER)
+
+
+def test_install_of_the_current_bundle_sets_the_highest_release_back_when_that_is_asked_for(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    install(make_bundle("b", release=2026), tmp_path, LATER)
+    install(make_bundle("a", release=20261), tmp_path, LATER)
+    rollback(tmp_path, self_test="later")
+    install(make_bundle("b", release=2026), tmp_path, InstallOptions(self_test="later", allow_downgrade=True))
+    assert status(tmp_path).highest_release == 2026
+
+
+def test_failed_downgrade_leaves_the_highest_release(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    install(make_bundle("a", release=5), tmp_path, LATER)
+    with pytest.raises(EdgebertError):
+        install(make_bundle("z", release=1, broken=True), tmp_path, InstallOptions(allow_downgrade=True))
+    assert status(tmp_path).highest_release == 5
 
 
 def _mark_bad(path: Path, digest: str, kind: str = "self-test") -> None:
@@ -299,6 +475,57 @@ def test_install_begins_a_new_state_when_a_downgrade_is_allowed(make_bundle: Mak
     assert status(tmp_path).installs == 1
 
 
+def test_install_leaves_a_damaged_state_as_it_is_when_a_downgrade_fails(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    install(make_bundle("a", release=5), tmp_path / "dev", LATER)
+    (tmp_path / "dev" / "state.json").write_bytes(b"{}")
+    downgrade = InstallOptions(self_test="later", allow_downgrade=True)
+    with pytest.raises(NoSuchBundleError):
+        install(tmp_path / "nowhere.edgebert", tmp_path / "dev", downgrade)
+    assert (tmp_path / "dev" / "state.json").read_bytes() == b"{}"
+    with pytest.raises(BadDataError, match=r"state\.json"):
+        install(make_bundle("b", release=4), tmp_path / "dev", LATER)
+
+
+def test_install_begins_a_new_state_with_what_lies_here(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    for name, release in (("a", 5), ("b", 7)):
+        install(make_bundle(name, release=release), tmp_path, LATER)
+    (tmp_path / "state.json").write_bytes(b"{}")
+    install(make_bundle("c", release=7), tmp_path, InstallOptions(self_test="later", allow_downgrade=True))
+    assert status(tmp_path).highest_release == 7
+    with pytest.raises(RefusedBundleError, match="installed here before, and then replaced"):
+        install(make_bundle("b", release=7), tmp_path, LATER)
+
+
+def test_install_of_the_current_bundle_mends_a_damaged_state_when_a_downgrade_is_allowed(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    for name, release in (("a", 5), ("b", 7)):
+        install(make_bundle(name, release=release), tmp_path, LATER)
+    (tmp_path / "state.json").write_bytes(b"{}")
+    install(make_bundle("b", release=7), tmp_path, InstallOptions(self_test="later", allow_downgrade=True))
+    found = status(tmp_path)
+    assert (found.highest_release, found.notes) == (7, ())
+
+
+def test_install_says_that_a_state_cannot_be_read(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(make_bundle("a"), tmp_path, LATER)
+    real = os.open
+
+    def failing(path: str | Path, *arguments: int, **named: int | None) -> int:
+        if path == "state.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **named)  # type: ignore[arg-type]  # as it was called
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(UnreadableError, match=r"cannot read .*state\.json") as caught:
+        install(make_bundle("b"), tmp_path, LATER)
+    assert caught.value.exit_code == 74
+
+
 # Roll-back.
 
 
@@ -338,6 +565,29 @@ def test_rollback_where_nothing_is_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoSuchBundleError):
         rollback(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("timeout", [-1.0, 0.0, 1e12, float("nan")])
+def test_rollback_refuses_an_impossible_timeout(timeout: float, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        install(make_bundle(name), tmp_path, LATER)
+    with pytest.raises(UsageError, match="timeout"):
+        rollback(tmp_path, timeout=timeout)
+    assert _current(tmp_path) == _digest(make_bundle("b"))
+
+
+def test_rollback_of_an_empty_folder_leaves_it_empty(tmp_path: Path) -> None:
+    with pytest.raises(NoSuchBundleError, match="no installation"):
+        rollback(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_install_leaves_an_empty_folder_empty_when_it_fails(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    for bundle in (tmp_path / "nowhere.edgebert", make_bundle("z", broken=True)):
+        with pytest.raises(EdgebertError):
+            install(bundle, tmp_path / "dev")
+        assert list((tmp_path / "dev").iterdir()) == []
 
 
 # Interruptions.
@@ -498,6 +748,105 @@ def test_kills_find_an_installation_that_writes_in_place(make_bundle: MakeBundle
     script = Path(__file__).parents[2] / "benchmarks" / "install_kills.py"
     command = [sys.executable, str(script), str(make_bundle("a")), "--kills", "60", "--races", "0", "--mutant"]
     assert subprocess.run(command, capture_output=True, check=False, timeout=300).returncode == 1
+
+
+# Leftovers that nobody may remove, and folders of other users.
+
+
+def _fail_to_remove(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let nothing of this name be removed, as of what root left in the folder of another user."""
+    real = os.unlink
+
+    def failing(path: str | Path, *, dir_fd: int | None = None) -> None:
+        if path == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        real(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", failing)
+
+
+def test_install_and_rollback_go_on_when_a_leftover_cannot_be_removed(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(make_bundle("a"), tmp_path, LATER)
+    left = tmp_path / "bundles" / ("0" * 64)
+    left.mkdir()
+    (left / "of-root").touch()
+    _fail_to_remove(monkeypatch, "of-root")
+    for name in ("b", "c"):
+        assert install(make_bundle(name), tmp_path, LATER).outcome == "installed"
+    assert rollback(tmp_path, self_test="later").bundle.name == "b"
+    assert "is left over and cannot be removed (Permission denied); whoever may: rm -r " in caplog.text
+
+
+def test_install_ends_its_switch_when_old_crashes_cannot_be_forgotten(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(make_bundle("a"), tmp_path, LATER)
+    _crash(tmp_path, 1)
+    (note,) = [entry.name for entry in (tmp_path / "attempts").iterdir()]
+    install(make_bundle("b"), tmp_path, LATER)
+    _fail_to_remove(monkeypatch, note)
+    report = install(make_bundle("c"), tmp_path, LATER)
+    assert report.removed == (_digest(make_bundle("a")),)
+    with open_folder(tmp_path) as folder:
+        assert read_state(folder).pending is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder to another user needs root")
+def test_install_and_rollback_refuse_root_in_the_folder_of_another_user(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    dev = tmp_path / "dev"
+    for name in ("a", "b"):
+        install(make_bundle(name), dev, LATER)
+    before = _contents(dev)
+    os.chown(dev, 12345, -1)
+    with pytest.raises(CannotWriteError, match="belongs to `#12345`, and root is about to change it") as caught:
+        install(make_bundle("c"), dev, LATER)
+    with pytest.raises(CannotWriteError, match="belongs to"):
+        rollback(dev, self_test="later")
+    assert _contents(dev) == before
+    assert "sudo -u '#12345'" in (caught.value.hint or "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder to another user needs root")
+def test_install_takes_a_folder_of_root_whose_attempts_are_the_services(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    install(make_bundle("a"), tmp_path, LATER)
+    os.chown(tmp_path / "attempts", 12345, -1)
+    assert install(make_bundle("b"), tmp_path, LATER).outcome == "installed"
+
+
+# Links that were lost.
+
+
+@pytest.mark.parametrize("name", ["current", "previous"])
+def test_install_refuses_a_folder_in_the_place_of_a_link_and_its_hint_mends_that(
+    name: str, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    for bundle in ("a", "b"):
+        install(make_bundle(bundle), tmp_path, LATER)
+    target = (tmp_path / name).resolve()
+    (tmp_path / name).unlink()
+    subprocess.run(["cp", "-r", str(target), str(tmp_path / name)], check=True)
+    with pytest.raises(BundleError, match=rf"/{name}` is a folder and no link") as caught:
+        install(make_bundle("c"), tmp_path, LATER)
+    assert len(list((tmp_path / "bundles").iterdir())) == 2
+    assert caught.value.hint is not None
+    subprocess.run(caught.value.hint, shell=True, check=True)
+    assert install(make_bundle("c"), tmp_path, LATER).previous == _digest(make_bundle("b"))
+
+
+def test_install_keeps_what_was_installed_last_when_current_is_lost(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    for bundle in ("a", "b"):
+        install(make_bundle(bundle), tmp_path, LATER)
+    for name in ("current", "previous"):
+        (tmp_path / name).unlink()
+    report = install(make_bundle("c"), tmp_path, LATER)
+    assert report.previous == _digest(make_bundle("b"))
+    assert report.removed == (_digest(make_bundle("a")),)
 
 
 # Folders and links that are not ours.

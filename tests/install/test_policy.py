@@ -32,7 +32,7 @@ from edgebert.install import (
 from edgebert.install.folder import Folder, open_folder
 from edgebert.install.policy import Policy, is_weaker, read_policy, write_policy
 from edgebert.install.state import State, Switch, read_state, write_state
-from edgebert.signing import OutsideItsTimeError, SignaturePolicy, Signers, sign_bundle
+from edgebert.signing import MAX_SIGNERS_BYTES, OutsideItsTimeError, SignaturePolicy, Signers, sign_bundle
 
 MakeBundle = Callable[..., Path]
 
@@ -248,6 +248,34 @@ def test_clock_that_went_back_brings_no_expired_key_back(
         install(signed("b"), dev, options(None))
 
 
+def test_installation_with_a_clock_in_the_future_is_named_and_not_this_computers_clock(
+    dev: Path, keys: Path, signed: Signed, options: Options
+) -> None:
+    _limit(dev, f'alice@example.com valid-before="20900101" {_public(keys / "alice.pub")}', checked_at=4_000_000_000)
+    with pytest.raises(OutsideItsTimeError) as caught:
+        install(signed("b"), dev, options(None))
+    assert "2096-" in (caught.value.expected or "")
+    assert "the time of the last installation here" in (caught.value.expected or "")
+    assert "--allow-downgrade" in (caught.value.hint or "")
+
+
+def test_clock_of_this_computer_counts_from_then_on_when_a_downgrade_is_allowed(
+    dev: Path, keys: Path, signed: Signed, options: Options
+) -> None:
+    _limit(dev, f'alice@example.com valid-before="20900101" {_public(keys / "alice.pub")}', checked_at=4_000_000_000)
+    install(signed("b"), dev, options(None, allow_downgrade=True))
+    assert install(signed("c"), dev, options(None)).outcome == "installed"
+
+
+def test_key_that_expired_is_refused_also_when_a_downgrade_is_allowed(
+    dev: Path, keys: Path, signed: Signed, options: Options
+) -> None:
+    _limit(dev, f'alice@example.com valid-before="20200101" {_public(keys / "alice.pub")}', checked_at=1_750_000_000)
+    with pytest.raises(OutsideItsTimeError, match="key has expired") as caught:
+        install(signed("b"), dev, options(None, allow_downgrade=True))
+    assert "the time of this computer's clock" in (caught.value.expected or "")
+
+
 def _limit(dev: Path, line: str, *, checked_at: int) -> None:
     """Change the stored signers, and when the bundle was installed."""
     with open_folder(dev) as folder:
@@ -309,6 +337,23 @@ def test_policy_survives_being_written(dev: Path) -> None:
     with open_folder(dev) as folder:
         write_policy(folder, written)
         assert read_policy(folder) == written
+
+
+def test_policy_of_the_largest_lists_can_be_read_while_it_changes(dev: Path) -> None:
+    largest = Signers(content=b"\x01" * MAX_SIGNERS_BYTES, revoked=b"\xff" * MAX_SIGNERS_BYTES)
+    written = Policy(signers=largest, next_signers=replace(largest, identity="me"), next_digest="a" * 64)
+    with open_folder(dev) as folder:
+        write_policy(folder, written)
+        assert read_policy(folder) == written
+
+
+def test_folder_writes_nothing_that_it_does_not_read(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgebert.install.folder._MOST_BYTES", 100)
+    with open_folder(dev) as folder:
+        folder.write("state.json", bytes(100))
+        with pytest.raises(OSError, match="File too large"):
+            folder.write("state.json", bytes(101))
+        assert folder.read("state.json") == bytes(100)
 
 
 _TWO = Signers(content=b"# team\na ssh-ed25519 AAAA\nb ssh-ed25519 BBBB\n", identity="a", revoked=b"x 1\n")

@@ -17,8 +17,14 @@ from PIL import Image
 from edgebert import Classifier
 from edgebert.archive import write_archive
 from edgebert.bundle import read_bundle, write_bundle
-from edgebert.errors import RefusedBundleError, UsageError
-from edgebert.install import InstallOptions, install
+from edgebert.errors import (
+    BadDataError,
+    InputNotFoundError,
+    NoSuchBundleError,
+    RefusedBundleError,
+    UsageError,
+)
+from edgebert.install import InstallOptions, install, status
 from edgebert.signing import SignaturePolicy, sign_bundle
 
 
@@ -118,6 +124,107 @@ def test_swap_asks_for_the_signature_as_well(bundle: Path, key: Path, tmp_path: 
         with pytest.raises(RefusedBundleError, match="not signed"):
             classifier.swap(unsigned)
         assert classifier.digest == before
+
+
+@pytest.fixture
+def two(bundle: Path, key: Path, tmp_path: Path) -> Path:
+    """An installation that demands no signature: the previous bundle is signed, the current one is not."""
+    sign_bundle(bundle, key)
+    for each in (bundle, renamed(bundle, tmp_path / "other.edgebert")):
+        install(each, tmp_path / "model", InstallOptions(self_test="later"))
+    return tmp_path / "model"
+
+
+def _unchanged(path: Path, before: str | None) -> bool:
+    found = status(path)
+    return (found.current.digest if found.current else None, found.bad) == (before, ())
+
+
+def test_classifier_with_signers_refuses_an_installation_and_changes_nothing_there(two: Path, key: Path) -> None:
+    current = (two / "current").readlink().name
+    with pytest.raises(RefusedBundleError, match="not signed"):
+        Classifier(two, signers=policy_of(key))
+    assert _unchanged(two, current)
+
+
+def test_classifier_with_a_wrong_file_of_signers_changes_nothing(two: Path, key: Path, tmp_path: Path) -> None:
+    current = (two / "current").readlink().name
+    (tmp_path / "empty").touch()
+    for name, kind in (("empty", BadDataError), ("nowhere", InputNotFoundError)):
+        with pytest.raises(kind):
+            Classifier(two, signers=SignaturePolicy(allowed_signers=tmp_path / name))
+    assert _unchanged(two, current)
+
+
+def test_classifier_with_signers_opens_an_installation_that_they_signed(
+    bundle: Path, key: Path, tmp_path: Path
+) -> None:
+    sign_bundle(bundle, key)
+    digest = install(bundle, tmp_path / "model", InstallOptions(self_test="later")).bundle.digest
+    with Classifier(tmp_path / "model", signers=policy_of(key)) as classifier:
+        assert classifier.digest == digest
+
+
+def test_classifier_with_signers_goes_back_from_a_damaged_copy(two: Path, key: Path) -> None:
+    previous = (two / "previous").readlink().name
+    (two / "current" / "SHA256SUMS").write_bytes(b"rot")
+    with Classifier(two, signers=policy_of(key)) as classifier:
+        assert classifier.digest == previous
+
+
+@pytest.fixture
+def demanding(bundle: Path, key: Path, tmp_path: Path) -> Path:
+    """An installation that demands a signature of its two bundles, from both of which it was taken away afterwards."""
+    path = tmp_path / "model"
+    other = renamed(bundle, tmp_path / "other.edgebert")
+    signers = policy_of(key).allowed_signers
+    for each in (bundle, other):
+        sign_bundle(each, key)
+        install(each, path, InstallOptions(self_test="later", signers=signers, require_signature=True))
+    for name in ("current", "previous"):
+        (path / name / "SHA256SUMS.sig").unlink()
+    return path
+
+
+@pytest.mark.parametrize("name", ["current", "previous"])
+def test_classifier_of_a_link_of_an_installation_demands_what_that_demands(name: str, demanding: Path) -> None:
+    with pytest.raises(RefusedBundleError, match="not signed"):
+        Classifier(demanding / name)
+
+
+def test_classifier_of_a_link_to_current_demands_what_the_installation_demands(demanding: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("model/current")
+    with pytest.raises(RefusedBundleError, match="not signed"):
+        Classifier(tmp_path / "link")
+
+
+def test_classifier_of_current_goes_back_as_the_installation_does(bundle: Path, tmp_path: Path) -> None:
+    where = tmp_path / "model"
+    good = install(bundle, where).bundle.digest
+    install(renamed(bundle, tmp_path / "broken.edgebert", broken=True), where, InstallOptions(self_test="later"))
+    with Classifier(where / "current") as classifier:
+        assert classifier.digest == good
+    assert (where / "current").readlink().name == good
+
+
+def test_classifier_of_previous_opens_that_bundle_and_changes_nothing(two: Path) -> None:
+    current, previous = ((two / name).readlink().name for name in ("current", "previous"))
+    with Classifier(two / "previous") as classifier:
+        assert classifier.digest == previous
+    assert _unchanged(two, current)
+
+
+def test_classifier_of_previous_says_that_there_is_none(bundle: Path, tmp_path: Path) -> None:
+    install(bundle, tmp_path / "model", InstallOptions(self_test="later"))
+    with pytest.raises(NoSuchBundleError, match="no previous bundle"):
+        Classifier(tmp_path / "model" / "previous")
+
+
+def test_classifier_of_an_installation_without_links_says_what_is_wrong(two: Path) -> None:
+    for name in ("current", "previous"):
+        (two / name).unlink()
+    with pytest.raises(NoSuchBundleError, match="current` is missing, and bundles are installed"):
+        Classifier(two)
 
 
 def test_reduced_decoding_is_said_and_gives_near_answers(
