@@ -197,10 +197,11 @@ class Classifier:
 
         Args:
             image: what `predict` takes; one that `predict` would refuse fails its own future and no other.
-            timeout: seconds to wait where `max_queue` images wait already; None waits as long as it takes.
+            timeout: seconds to wait where `max_queue` images wait already; None, or infinity, waits as long as it takes.
 
         Raises:
             QueueFullError: there was no room within `timeout`.
+            UsageError: `timeout` is not a number.
             ClosedError: the classifier is closed.
             ForkedRuntimeError: called in a forked child.
         """
@@ -214,15 +215,13 @@ class Classifier:
             request.prepare(image)
             self._tally.prepared(perf_counter_ns() - begun)
             self._queue.put(request)
-        except (BadDataError, InputNotFoundError) as error:  # of this image, and of no other
-            self._failed(error)
-            request.fail(error)
         except BaseException as error:
+            self._queue.withdraw(request)  # a Ctrl-C may come after it was queued
             self._failed(error)
-            request.finished()
-            raise
+            if not isinstance(error, (BadDataError, InputNotFoundError)):
+                raise
+            request.fail(error)  # of this image, and of no other
         finally:
-            self._queue.give_back(request)
             self._in_locks.pop(request, None)
         return request
 
@@ -419,7 +418,7 @@ class Classifier:
 
     def _holds_locks(self) -> bool:
         """Whether this thread was interrupted where it may hold a lock that those need whom it would wait for."""
-        return get_ident() in self._in_locks.copy().values()
+        return get_ident() in self._in_locks.copy().values() or self._queue.is_held_here()
 
 
 def _always() -> bool:

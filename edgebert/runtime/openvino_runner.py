@@ -120,7 +120,9 @@ class OpenVinoRunner(NativeModel):
             ("precision", "INFERENCE_PRECISION_HINT"),
             ("pinning", "ENABLE_CPU_PINNING"),
         ):
-            with suppress(RuntimeError):  # not each kind of device has each; the list of those it has leaks, see `_supported`
+            with suppress(
+                RuntimeError
+            ):  # not each kind of device has each; the list of those it has leaks, see `_supported`
                 found[name] = _readable(compiled.get_property(key))
         return found
 
