@@ -101,7 +101,7 @@ class Classifier:
         self._loading = threading.RLock()  # one swap loads at a time
         self._tally = Tally()
         self._queue = MicroBatches(options, self._tally)
-        self._in_locks: dict[object, int] = {}  # a call that takes locks of ours -> its thread
+        self._submitting: dict[Request, int] = {}  # an image that the worker may have to wait for -> its thread
         weakref.finalize(
             self, self._queue.close, "answer"
         ).atexit = False  # the interpreter's end is the queue's own matter
@@ -208,7 +208,7 @@ class Classifier:
         check_process(self._opened_in)
         request = Request(self._queue)
         try:
-            self._in_locks[request] = get_ident()
+            self._submitting[request] = get_ident()
             self._queue.reserve(request, timeout)
             request.opened = self._enter(request)
             begun = perf_counter_ns()
@@ -222,7 +222,7 @@ class Classifier:
                 raise
             request.fail(error)  # of this image, and of no other
         finally:
-            self._in_locks.pop(request, None)
+            self._submitting.pop(request, None)
         return request
 
     def swap(self, path: str | os.PathLike[str]) -> str:
@@ -257,7 +257,7 @@ class Classifier:
             fresh.retire()
             raise
         self._tally.swapped("done")
-        if not self._holds_locks():
+        if not self._is_waited_for():
             old.wait_until_freed()
             return_freed_memory()
         return fresh.digest
@@ -293,12 +293,7 @@ class Classifier:
             ForkedRuntimeError: called in a forked child.
         """
         check_process(self._opened_in)
-        call = object()
-        try:
-            self._in_locks[call] = get_ident()
-            return self._tally.counters(digest=self._opened.digest, queue_depth=self._queue.depth)
-        finally:
-            self._in_locks.pop(call, None)
+        return self._tally.counters(digest=self._opened.digest, queue_depth=self._queue.depth)
 
     def properties(self) -> Mapping[str, str]:
         """Return what the backend really uses: version, threads, precision, device.
@@ -330,7 +325,7 @@ class Classifier:
         self._queue.close(pending)
         opened = self._opened
         opened.retire()
-        if self._holds_locks() or opened.is_called_here():
+        if self._is_waited_for() or opened.is_called_here():
             return
         opened.wait_until_freed()
         self._queue.join()
@@ -416,9 +411,9 @@ class Classifier:
         if not isinstance(error, (ClosedError, ForkedRuntimeError)):
             self._tally.failed(error)
 
-    def _holds_locks(self) -> bool:
-        """Whether this thread was interrupted where it may hold a lock that those need whom it would wait for."""
-        return get_ident() in self._in_locks.copy().values() or self._queue.is_held_here()
+    def _is_waited_for(self) -> bool:
+        """Whether this thread was interrupted where those need something of it whom it would wait for: an image, a lock."""
+        return get_ident() in self._submitting.copy().values() or self._queue.is_held_here()
 
 
 def _always() -> bool:

@@ -314,9 +314,9 @@ class MicroBatches:
             self._arrived.notify()
 
     def is_held_here(self) -> bool:
-        """Whether this thread was interrupted where it holds a lock that the worker needs: the queue's, or a future's."""
+        """Whether this thread was interrupted where it holds a lock that the worker needs: the queue's, the counters', a future's."""
         owned: bool = self._lock._is_owned()  # type: ignore[attr-defined]  # typeshed leaves it out
-        return owned or any(request.is_asked_here() for request in self._unanswered.copy())
+        return owned or self._tally.is_held_here() or any(one.is_asked_here() for one in self._unanswered.copy())
 
     def lose_in_child(self) -> None:
         """Answer everything with an error in a forked child."""

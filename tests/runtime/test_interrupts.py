@@ -78,7 +78,7 @@ def _leaves_nothing(classifier: Classifier) -> bool:
     queue = classifier._queue
     kept = (
         classifier._opened.running,
-        classifier._in_locks,
+        classifier._submitting,
         queue._reserved,
         queue._waiting,
         queue._unanswered,
@@ -246,13 +246,14 @@ def test_swap_does_not_wait_where_its_thread_holds_a_future(
     _until(lambda: model.closed > 0)
 
 
-def test_close_does_not_wait_where_its_thread_holds_the_queue(opened: Any, toy: Any) -> None:
+@pytest.mark.parametrize("part", ["_queue", "_tally"])
+def test_close_does_not_wait_where_its_thread_holds_a_lock_of_the_worker(opened: Any, toy: Any, part: str) -> None:
     classifier, model = opened()
     future = _hold(model, classifier, toy.images(1)[0])
-    model.go.set()
 
     def interrupted() -> None:
-        with classifier._queue._lock:  # as `Future.cancel` does
+        with getattr(classifier, part)._lock:  # as `Future.cancel` holds both
+            model.go.set()
             classifier.close()
 
     assert _ends(interrupted)
@@ -282,12 +283,11 @@ def test_submit_waits_as_long_as_it_takes_where_the_timeout_is_infinite(opened: 
     _hold(model, classifier, toy.images(1)[0])
     classifier.submit(toy.images(1)[0])
     answers: list[Any] = []
-    threads = [
-        threading.Thread(
-            target=lambda: answers.append(classifier.submit(toy.images(1)[0], timeout=timeout)), daemon=True
-        )
-        for timeout in (math.inf, 1e300)
-    ]
+
+    def submit(timeout: float) -> None:
+        answers.append(classifier.submit(toy.images(1)[0], timeout=timeout))
+
+    threads = [threading.Thread(target=submit, args=(timeout,), daemon=True) for timeout in (math.inf, 1e300)]
     for thread in threads:
         thread.start()
     _until(lambda: len(classifier._queue._turns) == 2)
