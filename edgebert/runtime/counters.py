@@ -246,7 +246,7 @@ class Tally:
         """Remember the deepest queue."""
         if depth > self._queue_depth_max:
             with self._lock:
-                if depth > self._queue_depth_max:
+                if depth > self._queue_depth_max:  # noqa: PLR1730  # `max` would be a call between reading and writing
                     self._queue_depth_max = depth
 
     def is_held_here(self) -> bool:

@@ -64,7 +64,7 @@ def test_a_signal_handler_that_counts_in_the_middle_of_counting_loses_nothing() 
     _count_everything(once)
     _count_everything(once)
     expected = _counters(once)
-    place, interrupted = 0, True
+    place, interrupted, before = 0, True, sys.getprofile()
     while interrupted:
         place, interrupted, tally = place + 1, False, Tally()
         left = place
@@ -80,7 +80,6 @@ def test_a_signal_handler_that_counts_in_the_middle_of_counting_loses_nothing() 
                 interrupted = True
                 _count_everything(tally)  # noqa: B023  # called in this turn of the loop
 
-        before = sys.getprofile()
         sys.setprofile(interrupt)
         try:
             _count_everything(tally)
