@@ -78,6 +78,7 @@ class Classifier:
         BadDataError: it is no bundle, or a malformed one.
         RefusedError: a file was changed, or a canary is not answered as it was when the bundle was made.
         UnavailableError: nothing in it can run on this computer.
+        MemoryExhaustedError: memory ran out while it was loaded.
         UsageError: no such target, or a number out of its range.
     """
 
@@ -238,6 +239,7 @@ class Classifier:
         Raises:
             BundleError: there is no bundle at `path`, or it is malformed, or it was refused.
             UnavailableError: nothing in it can run on this computer.
+            MemoryExhaustedError: memory ran out while it was loaded.
             ClosedError: the classifier is closed, or was closed meanwhile.
             ForkedRuntimeError: called in a forked child.
         """
