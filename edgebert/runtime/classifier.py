@@ -207,24 +207,7 @@ class Classifier:
             ForkedRuntimeError: called in a forked child.
         """
         check_process(self._opened_in)
-        request = Request(self._queue)
-        try:
-            self._submitting[request] = get_ident()
-            self._queue.reserve(request, timeout)
-            request.opened = self._enter(request)
-            begun = perf_counter_ns()
-            request.prepare(image)
-            self._tally.prepared(perf_counter_ns() - begun)
-            self._queue.put(request)
-        except BaseException as error:
-            self._queue.withdraw(request)  # a Ctrl-C may come after it was queued
-            self._failed(error)
-            if not isinstance(error, (BadDataError, InputNotFoundError)):
-                raise
-            request.fail(error)  # of this image, and of no other
-        finally:
-            self._submitting.pop(request, None)
-        return request
+        return self._submit(Request(self._queue), image, timeout)
 
     def swap(self, path: str | os.PathLike[str]) -> str:
         """Let another bundle take over without a dropped answer, and return its digest.
@@ -346,6 +329,24 @@ class Classifier:
             expected="one Classifier per process",
             hint=f'open it there: `Classifier("{self.path}")`',
         )
+
+    def _submit(self, request: Request, image: ImageSource, timeout: float | None = None) -> Request:
+        """Submit an image whose future is there already."""
+        try:
+            self._submitting[request] = get_ident()
+            self._queue.reserve(request, timeout)
+            request.opened = self._enter(request)
+            request.prepare(image, self._tally)
+            self._queue.put(request)
+        except BaseException as error:
+            self._queue.withdraw(request)  # a Ctrl-C may come after it was queued
+            self._failed(error)
+            if not isinstance(error, (BadDataError, InputNotFoundError)):
+                raise
+            request.fail(error)  # of this image, and of no other
+        finally:
+            self._submitting.pop(request, None)
+        return request
 
     def _enter(self, call: object) -> OpenedBundle:
         """Write a call into the bundle that serves; the caller lets the call leave it.

@@ -102,13 +102,13 @@ class Counters:
         cancelled: submitted images that were cancelled before they were run.
         swaps: bundles that took over.
         failed_swaps: calls of `swap` after which the old bundle went on serving.
-        queue_depth: submitted images that wait now.
+        queue_depth: images that wait now: submitted ones, and those of an `AsyncClassifier` from `await predict` on.
         queue_depth_max: the most that ever waited.
         batch_sizes: images in one call of the model -> how many calls had as many.
         preprocess: decoding and resizing, for each image.
         infer: each call of the model, whatever its batch.
         postprocess: turning the logits of each such call into answers.
-        queue: from the end of preprocessing to the call of the model, for each submitted image.
+        queue: how long each submitted image waited: for room, for a thread that decodes it, and then for the call of the model.
         whole: each `predict`, each submitted image, each `predict_batch`, from the call to the answer.
     """
 
@@ -327,13 +327,13 @@ def _families() -> list[tuple[str, str, str, _SamplesOf]]:
         (
             "edgebert_queue_depth",
             "gauge",
-            "Submitted images that wait now.",
+            "Images that wait now.",
             lambda c: [("", {}, str(c.queue_depth))],
         ),
         (
             "edgebert_queue_depth_max",
             "gauge",
-            "The most submitted images that ever waited.",
+            "The most images that ever waited.",
             lambda c: [("", {}, str(c.queue_depth_max))],
         ),
         (

@@ -25,7 +25,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,6 +87,7 @@ class Request(Future[Prediction]):
         self.opened: OpenedBundle | None = None
         self.tensor: NDArray[np.uint8] | None = None  # (1, height, width, 3)
         self.asked_ns = perf_counter_ns()
+        self.waited_ns = 0  # for room, and for a thread that decodes
         self.queued_ns = 0
         self.queued_at = 0.0  # seconds of `time.monotonic`
 
@@ -98,13 +99,16 @@ class Request(Future[Prediction]):
             queue.forget(self)
         return cancelled
 
-    def prepare(self, image: ImageSource) -> None:
+    def prepare(self, image: ImageSource, tally: Tally) -> None:
         """Decode and resize in the caller's thread, so that the array may change as soon as `submit` has returned."""
         assert self.opened is not None  # it was entered just now
+        begun = perf_counter_ns()
+        self.waited_ns = begun - self.asked_ns
         tensor = self.opened.pipeline.pre(image)
         if isinstance(image, np.ndarray) and np.may_share_memory(tensor, image):
             tensor = tensor.copy()
         self.tensor = tensor
+        tally.prepared(perf_counter_ns() - begun)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error.
@@ -112,7 +116,8 @@ class Request(Future[Prediction]):
         It is copied: its traceback holds the frames that hold this future, and through them the Classifier, so that only
         the collector would free either.
         """
-        self.set_exception(_copy(error))
+        with suppress(InvalidStateError):  # a task cancelled it meanwhile
+            self.set_exception(_copy(error))
 
     def is_asked_here(self) -> bool:
         """Whether this thread was interrupted while it held the lock of this future, in `result` or `wait`."""
@@ -158,6 +163,7 @@ class MicroBatches:
         # leave without its lock, or with a notification that then wakes nobody else.
         self._turns: deque[threading.Lock] = deque()
         self._waiting: deque[Request] = deque()
+        self._announced: set[Request] = set()  # images that wait elsewhere for their turn to be submitted
         self._reserved: set[Request] = set()  # images that are being decoded, each with a place of its own
         self._unanswered: set[Request] = set()  # from when they are queued until they have their answer
         self._demand = 1  # images that were run or waited when the last batch ended
@@ -168,13 +174,27 @@ class MicroBatches:
 
     @property
     def depth(self) -> int:
-        """Images that wait, those that are being decoded included."""
+        """Images that wait: those that are being decoded included, and those that were announced and have no place yet."""
+        return self._places + len(self._announced)
+
+    @property
+    def _places(self) -> int:
+        """Places of the queue that are taken."""
         return len(self._waiting) + len(self._reserved)
 
     @property
     def worker_ident(self) -> int:
         """The thread that answers; 0 before the first image."""
         return 0 if self._worker is None else self._worker.ident or 0
+
+    def announce(self, request: Request) -> None:
+        """Count an image among those that wait, which is going to be submitted."""
+        self._announced.add(request)
+        self._tally.queued(self.depth)
+
+    def unannounce(self, request: Request) -> None:
+        """Expect an image no longer; it may have been submitted, or not announced."""
+        self._announced.discard(request)
 
     def reserve(self, request: Request, timeout: float | None) -> None:
         """Take a place in the queue, and start the worker if there is none.
@@ -187,7 +207,8 @@ class MicroBatches:
             QueueFullError: no room within the time.
             ClosedError: closed before there was room, or the interpreter is ending.
         """
-        if not self._reserve(request, _until(timeout)):
+        check_timeout(timeout)
+        if not self._reserve(request, math.inf if timeout is None else monotonic() + timeout):
             refuse_at_exit()
             raise closed()
 
@@ -199,13 +220,13 @@ class MicroBatches:
                 with self._lock:
                     if self._closing:
                         return False
-                    if self.depth < self._options.max_queue:
+                    if self._places < self._options.max_queue:
                         self._take_place(request)
                         return True
                     left = until - monotonic()
                     if left <= 0:
                         raise QueueFullError(
-                            f"{self.depth} images wait for an answer",
+                            f"{self._places} images wait for an answer",
                             expected=f"at most {self._options.max_queue}, `max_queue` of the Classifier",
                             hint="submit less often, or give a longer `timeout`",
                         )
@@ -225,11 +246,12 @@ class MicroBatches:
         if self._worker is None:
             self._worker = _started(self)
         self._reserved.add(request)
+        self._announced.discard(request)
         self._tally.queued(self.depth)
 
     def _call_next(self) -> None:
         """Wake as many of those that wait for room as there is room for; counted, so that no call can get lost."""
-        for turn in tuple(islice(self._turns, max(0, self._options.max_queue - self.depth))):
+        for turn in tuple(islice(self._turns, max(0, self._options.max_queue - self._places))):
             with suppress(RuntimeError):  # called already, by one that was interrupted before it took it out
                 turn.release()
             self._turns.remove(turn)
@@ -395,7 +417,7 @@ class MicroBatches:
         started = perf_counter_ns()
         tensors = [request.tensor for request in batch if request.tensor is not None]
         for request, answer in zip(batch, self._run(opened, tensors, started), strict=True):
-            self._tally.waited(started - request.queued_ns)
+            self._tally.waited(request.waited_ns + started - request.queued_ns)
             self._tell(request, answer)
         del batch, request, answer, tensors  # an error's traceback holds this frame, which must hold no future
 
@@ -455,17 +477,10 @@ def _copy(error: BaseException) -> BaseException:
     return error.with_traceback(None)
 
 
-def _until(timeout: float | None) -> float:
-    """Return the second of `time.monotonic` at which a wait ends, which may be infinity.
-
-    Raises:
-        UsageError: not a number.
-    """
-    if timeout is None:
-        return math.inf
-    if math.isnan(timeout):
+def check_timeout(timeout: float | None) -> None:
+    """Raise `UsageError` for what is not a number: no time would be compared with it."""
+    if timeout is not None and math.isnan(timeout):
         raise UsageError(f"timeout `{timeout}`", expected="seconds, or None")
-    return monotonic() + timeout
 
 
 def _taken_lock() -> threading.Lock:

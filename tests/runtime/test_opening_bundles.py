@@ -103,6 +103,7 @@ class _Unheard(Exception):
 
 def _break_form(bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Let every model of a bundle of this name fail with an error, at its first inference."""
+
     def failing(read: Bundle, choices: list[Choice]) -> tuple[Choice, Runner]:
         choice, runner = open_first(read, choices)
         if read.manifest.name == bundle.stem:
