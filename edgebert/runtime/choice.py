@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgebert._json import Fields
 from edgebert.bundle import Bundle
 from edgebert.errors import UnavailableError
 from edgebert.extras import install_command
@@ -180,7 +181,7 @@ def _check_fits(bundle: Bundle, form: BundleForm) -> None:
 
 
 def _say_of_fallback(bundle: Bundle, choice: Choice, not_here: Mapping[str, str]) -> None:
-    """Warn once of a bundle whose portable graph is used, or whose better form for this computer no longer fits.
+    """Warn once of a bundle whose portable graph is used though it has forms, or whose better form for this computer no longer fits.
 
     Args:
         bundle: whose forms were looked at.
@@ -199,6 +200,8 @@ def _say_of_fallback(bundle: Bundle, choice: Choice, not_here: Mapping[str, str]
             passed[form.target] = "; ".join(reasons)
         elif form.target in not_here:
             passed[form.target] = not_here[form.target]
+    if choice.target == PORTABLE:
+        passed.update(dict.fromkeys(_unknown_targets(bundle), "a target that this version of edgebert does not know"))
     key = (str(bundle.path), bundle.digest)
     if not passed or not stale or key in _said:
         return
@@ -211,12 +214,16 @@ def _say_of_fallback(bundle: Bundle, choice: Choice, not_here: Mapping[str, str]
     _log.warning("%s (%s)", what, listed)
 
 
+def _unknown_targets(bundle: Bundle) -> list[str]:
+    return [Fields(form, what="a form").text("target") for form in bundle.manifest.unknown_forms]
+
+
 def _nothing_runs(bundle: Bundle, reasons: Sequence[str], hint: str | None) -> UnavailableError:
     forms = bundle.manifest.forms
+    targets = [form.target for form in forms] + _unknown_targets(bundle)
     found = [f"`{form.target}`: {'; '.join(misfits_of(form))}" for form in forms if misfits_of(form)]
     return UnavailableError(
-        f"nothing in `{bundle.path}` (forms: {', '.join(form.target for form in forms)}) can run on this computer "
-        f"({machine()})",
+        f"nothing in `{bundle.path}` (forms: {', '.join(targets) or 'none'}) can run on this computer ({machine()})",
         expected="; or ".join(dict.fromkeys([*found, *reasons])) or "a form for it",
         hint=hint or "edgebert doctor",
     )

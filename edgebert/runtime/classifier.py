@@ -31,6 +31,7 @@ from edgebert.errors import (
     ForkedRuntimeError,
     ImageError,
     InputNotFoundError,
+    NotFiniteError,
     UsageError,
 )
 from edgebert.preprocess import Decoding, ImageSource
@@ -183,7 +184,7 @@ class Classifier:
             BatchSizeError: none, or more than 65,536.
             ImageError: one is no image of an accepted kind; the message says which. The others are not answered.
             InputNotFoundError: a path cannot be read.
-            NotFiniteError: the model answered with NaN or infinity.
+            NotFiniteError: the model answered with NaN or infinity; the message says for which image.
             ClosedError: the classifier is closed.
             ForkedRuntimeError: called in a forked child.
         """
@@ -386,7 +387,7 @@ class Classifier:
                 started = perf_counter_ns()
                 logits = opened.pipeline.infer(batch)  # of (chunk, height, width, 3)
                 inferred = perf_counter_ns()
-                answers += opened.pipeline.post(logits)
+                answers += _answers(opened.pipeline, logits, start, len(images))
                 self._tally.ran(len(batch), started, inferred, perf_counter_ns())
             self._tally.answered(len(answers), perf_counter_ns() - asked)
         except BaseException as error:
@@ -399,7 +400,8 @@ class Classifier:
     def _preprocessed(
         self, pipeline: Pipeline, images: Sequence[ImageSource] | NDArray[np.uint8], start: int
     ) -> Iterator[NDArray[np.uint8]]:
-        for index, image in enumerate(images[start : start + _CHUNK], start):
+        for index in range(start, min(start + _CHUNK, len(images))):
+            image = images[index]  # one by one: not every sequence can be sliced
             begun = perf_counter_ns()
             try:
                 tensor = pipeline.pre(image)
@@ -440,6 +442,19 @@ def _check_images(images: Sequence[ImageSource] | NDArray[np.uint8]) -> None:
         )
     if not 1 <= len(images) <= MAX_IMAGES:
         raise BatchSizeError(f"the batch holds {len(images)} images", expected=f"1 to {MAX_IMAGES:,}")
+
+
+def _answers(pipeline: Pipeline, logits: NDArray[np.float32], start: int, images: int) -> list[Prediction]:
+    """Return the answers of the images from `start` on; an error names an image by its place among all of them."""
+    try:
+        return pipeline.post(logits)
+    except NotFiniteError as error:
+        row = int(np.argmin(np.isfinite(logits).all(axis=1)))
+        raise NotFiniteError(
+            f"the model answered image {start + row} of {images} with {logits[row].tolist()!s:.200}",
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
 
 
 def _warm_up(pipeline: Pipeline, *, calls: int | None, seconds: float | None) -> None:

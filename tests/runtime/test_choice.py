@@ -244,6 +244,21 @@ def test_the_portable_graph_is_said_once_with_every_reason(bundle: Path, caplog:
     assert RecordingRunner.opened == []
 
 
+def test_the_portable_graph_of_a_bundle_of_unknown_targets_is_said(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rename(manifest: Any) -> None:
+        for place, form in enumerate(manifest["forms"]):
+            form["target"] = f"future-{place}"
+
+    _edit(bundle, rename)
+    with Classifier(bundle) as classifier:
+        assert classifier.target == "portable"
+    (said,) = _said(caplog)
+    assert "portable graph" in said
+    assert "`future-0`: a target that this version of edgebert does not know; `future-1`: " in said
+
+
 @pytest.mark.usefixtures("jetson")
 def test_each_bundle_is_said(
     bundle: Path, make_toy_bundle: Callable[[Path], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
