@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgebert._json import Fields
 from edgebert.bundle import Bundle
 from edgebert.errors import UnavailableError
-from edgebert.extras import install_command
+from edgebert.extras import found_version, install_command
 from edgebert.fingerprint import computer_facts, is_for_another_kind, machine, misfits
 from edgebert.manifest import GRAPH_FILE, BundleForm, engine_name
 from edgebert.runtime.instructions import int8_instructions, saturates
@@ -91,9 +91,20 @@ def choices_for(bundle: Bundle, target: str | None, threads: int) -> list[Choice
 
 
 def misfits_of(form: BundleForm) -> tuple[str, ...]:
-    """Return why a form does not fit this computer, both sides named; empty where it fits."""
+    """Return why a form does not fit this computer, both sides named; empty where it fits.
+
+    A backend that no package manager brought is imported, to ask it for its version, where all else fits: where it would be
+    loaded anyway.
+    """
     asked = form.conditions
-    return misfits(asked, computer_facts(form.backend, with_gpu=asked.asks_of_gpu))
+    facts = computer_facts(form.backend, with_gpu=asked.asks_of_gpu)
+    if (
+        facts.backend_version is None
+        and facts.backend_found
+        and not misfits(replace(asked, backend_version=None), facts)
+    ):
+        facts = replace(facts, backend_version=found_version(form.backend))
+    return misfits(asked, facts)
 
 
 def portable_choice(bundle: Bundle, backend: str, threads: int) -> Choice:
@@ -175,7 +186,7 @@ def _check_fits(bundle: Bundle, form: BundleForm) -> None:
         f"the form of `{bundle.path}` for `{form.target}` does not fit this computer: {'; '.join(reasons)}",
         expected=f"a computer with {form.conditions.to_text()}",
         hint=install_command(form.backend)
-        if facts.backend_version is None
+        if not facts.has_backend
         else "leave the target out to use whatever fits, or compile the graph again on this computer",
     )
 
