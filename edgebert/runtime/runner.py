@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebert._cpu_quota import granted_cpus
 from edgebert._out_of_memory import says_out_of_memory
 from edgebert.errors import (
     BadDataError,
@@ -203,7 +204,15 @@ def check_process(opened_in: int) -> None:
 
 
 def physical_cores() -> int:
-    """Return the number of physical cores this process may use: hyper-thread siblings count once."""
+    """Return the number of physical cores this process may use: hyper-thread siblings count once, and a container's quota holds.
+
+    A quota is rounded down: with one thread more than it grants all of them are stopped for the rest of each period.
+    """
+    cores, quota = _cores_of_affinity(), granted_cpus()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _cores_of_affinity() -> int:
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not Linux
