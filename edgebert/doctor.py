@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert import __version__
-from edgebert.extras import EXTRAS, FLOORS, below_floor, install_command, installed_version, require
+from edgebert.extras import EXTRAS, FLOORS, below_floor, found_version, install_command, require
 from edgebert.fingerprint import gpu_facts, machine
 from edgebert.runtime.instructions import cpu_flags, int8_instructions
 from edgebert.target import TARGETS, Target
@@ -67,7 +67,7 @@ def computer() -> dict[str, str]:
         **{
             f"int8 in {backend}": int8_instructions(backend).to_text()
             for backend in ("onnxruntime", "openvino")
-            if installed_version(backend)
+            if found_version(backend)
         },
         **({"nvidia": gpu} if gpu else {}),
         # What a form's fingerprint is compared with, in its own words.
@@ -75,7 +75,7 @@ def computer() -> dict[str, str]:
             (
                 f"os {platform.system().lower()}",
                 f"machine {machine()}",
-                *(f"{name} {version}" for name in _COMPILED_FOR if (version := installed_version(name))),
+                *(f"{name} {version}" for name in _COMPILED_FOR if (version := found_version(name))),
             )
         ),
     }
@@ -98,7 +98,7 @@ def _cpuinfo() -> list[str]:
 
 
 def _package_state(extra: str, module: str) -> PackageState:
-    version = installed_version(module)
+    version = found_version(module)
     if version is None:
         state = "missing"
     elif below_floor(module, version):
@@ -117,7 +117,7 @@ def _target_state(target: Target) -> TargetState:
 
 
 def _why_not_here(target: Target) -> str:
-    version = installed_version(target.backend)
+    version = found_version(target.backend)
     if version is None:
         return f"`{target.backend}` is not installed: {install_command(target.backend)}"
     if below_floor(target.backend, version):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import sys
+from contextlib import suppress
 from types import ModuleType
 
 from edgebert.errors import UnavailableError
@@ -21,6 +23,15 @@ DISTRIBUTIONS = {
     "OpenSSL": "pyOpenSSL",
     "sklearn": "scikit-learn",
     "mlperf_loadgen": "mlcommons-loadgen",
+}
+
+# Module name -> other distributions of the same module: for other devices, and nightly builds.
+_ALTERNATIVES = {
+    "onnxruntime": tuple(
+        f"onnxruntime-{kind}" for kind in ("gpu", "openvino", "directml", "qnn", "rocm", "migraphx", "cann", "azure")
+    ),
+    "openvino": ("openvino-nightly",),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
 }
 
 # Extra -> the modules it brings, in the order `doctor` lists them.
@@ -80,11 +91,32 @@ def install_command(extra: str) -> str:
 
 
 def installed_version(module: str) -> str | None:
-    """Return the installed version of a module's distribution, or None; the module is not imported."""
+    """Return the installed version of a module, or None; it is not imported.
+
+    Of what no distribution brought, such as OpenVINO from Intel's archive, the version is known once it has been imported.
+    """
+    for name in (DISTRIBUTIONS.get(module, module), *_ALTERNATIVES.get(module, ())):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    version = getattr(sys.modules.get(module), "__version__", None)
+    return version if isinstance(version, str) else None
+
+
+def is_importable(module: str) -> bool:
+    """Say whether there is a module of this name, whatever brought it; it is not imported."""
     try:
-        return importlib.metadata.version(DISTRIBUTIONS.get(module, module))
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        found = importlib.util.find_spec(module)
+    except ValueError:  # one that a program put together itself
+        return module in sys.modules
+    return found is not None and found.origin is not None  # a folder of this name that is no package has none
+
+
+def found_version(module: str) -> str | None:
+    """Return the version of a module, None where it is not here or does not tell. It is imported where there is no other way."""
+    if installed_version(module) is None and is_importable(module):
+        with suppress(UnavailableError):
+            require(module)
+    return installed_version(module)
 
 
 def below_floor(module: str, version: str) -> bool:
@@ -98,19 +130,27 @@ def require(module: str) -> ModuleType:
     Raises:
         UnavailableError: it is not installed, or older than the floor; the message holds the command that adds it.
     """
-    extra = _EXTRA_OF[module.partition(".")[0]]
-    version = installed_version(module.partition(".")[0])
-    if version is not None and below_floor(module.partition(".")[0], version):
-        raise UnavailableError(
-            f"`{module}` {version} is installed",
-            expected=f"{FLOORS[module.partition('.')[0]]} or newer",
-            hint=install_command(extra),
-        )
+    package = module.partition(".")[0]
+    version = installed_version(package)
+    _check_floor(package, version)
     switch_off_telemetry()
     try:
-        return importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
-        raise UnavailableError(f"`{module}` is not installed ({error})", hint=install_command(extra)) from error
+        hint = install_command(_EXTRA_OF[package])
+        raise UnavailableError(f"`{module}` is not installed ({error})", hint=hint) from error
+    if version is None:  # of what no distribution brought, only the module itself knows it
+        _check_floor(package, installed_version(package))
+    return imported
+
+
+def _check_floor(package: str, version: str | None) -> None:
+    if version is not None and below_floor(package, version):
+        raise UnavailableError(
+            f"`{package}` {version} is installed",
+            expected=f"{FLOORS[package]} or newer",
+            hint=install_command(_EXTRA_OF[package]),
+        )
 
 
 def switch_off_telemetry() -> None:

@@ -34,12 +34,13 @@ from pathlib import Path
 
 from edgebert._json import Fields, JsonObject, JsonValue
 from edgebert.errors import BadDataError
-from edgebert.extras import installed_version
+from edgebert.extras import installed_version, is_importable
 from edgebert.runtime.instructions import cpu_flags
 
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "torch": "PyTorch"}
 _RULE = re.compile(r"(==|>=) ?(\d{1,9}(?:\.\d{1,9}){0,5}[A-Za-z0-9.+-]{0,40})")
+_NONE = "none is installed here"
 _MAX_TEXT = 100
 _MAX_FLAGS = 32
 
@@ -185,7 +186,8 @@ class ComputerFacts:
         os: as `platform.system` says, in small letters.
         machine: processor architecture, by one name on every system.
         backend: whose version is meant.
-        backend_version: as installed, or None where it is not.
+        backend_version: as installed, or None where it is not, or where nothing tells without importing it.
+        backend_found: whether there is such a module, whatever brought it.
         cpu_flags: as Linux names them; empty where none are published.
         gpu: NVIDIA's.
     """
@@ -196,6 +198,12 @@ class ComputerFacts:
     backend_version: str | None
     cpu_flags: Collection[str] = ()
     gpu: GpuFacts = field(default_factory=GpuFacts)
+    backend_found: bool = False
+
+    @property
+    def has_backend(self) -> bool:
+        """Whether the backend is here, in any version."""
+        return self.backend_found or self.backend_version is not None
 
 
 def machine() -> str:
@@ -219,6 +227,7 @@ def computer_facts(backend: str, *, with_gpu: bool = False) -> ComputerFacts:
         backend_version=installed_version(backend),
         cpu_flags=cpu_flags(),
         gpu=gpu_facts() if with_gpu else GpuFacts(),
+        backend_found=is_importable(backend),
     )
 
 
@@ -235,7 +244,7 @@ def is_for_another_kind(fingerprint: Fingerprint, facts: ComputerFacts) -> bool:
     return (
         fingerprint.os not in (None, facts.os)
         or fingerprint.machine not in (None, facts.machine)
-        or facts.backend_version is None
+        or not facts.has_backend
     )
 
 
@@ -274,7 +283,8 @@ def _reasons(fingerprint: Fingerprint, facts: ComputerFacts) -> Iterator[str]:
         if asked not in (None, found):
             yield f"made for {asked}, here is {found}"
     backend = _NAMES.get(facts.backend, facts.backend)
-    yield from _version_reason(backend, fingerprint.backend_version, facts.backend_version)
+    without = "here is one that does not tell its version" if facts.backend_found else _NONE
+    yield from _version_reason(backend, fingerprint.backend_version, facts.backend_version, without)
     missing = [flag for flag in fingerprint.cpu_flags if flag not in facts.cpu_flags]
     if missing:
         here = ", ".join(flag for flag in _TELLING_FLAGS if flag in facts.cpu_flags) or "none that is known"
@@ -295,7 +305,7 @@ def _reasons(fingerprint: Fingerprint, facts: ComputerFacts) -> Iterator[str]:
         yield f"asks for `{name}` {_said(value)}, which this version of edgebert does not know"
 
 
-def _version_reason(what: str, rule: str | None, found: str | None) -> Iterator[str]:
+def _version_reason(what: str, rule: str | None, found: str | None, without: str = _NONE) -> Iterator[str]:
     if rule is None:
         return
     parts = _RULE.fullmatch(rule)
@@ -303,7 +313,7 @@ def _version_reason(what: str, rule: str | None, found: str | None) -> Iterator[
         yield f"asks for {what} `{rule}`, a rule that this version of edgebert cannot read"
         return
     operator, wanted = parts.groups()
-    here = "none is installed here" if found is None else f"here is {found}"
+    here = without if found is None else f"here is {found}"
     if found is None or not _HOLDS[operator](found, wanted):
         asked = f"made with {what} {wanted}" if operator == "==" else f"needs {what} {wanted} or newer"
         yield f"{asked}, {here}"

@@ -42,7 +42,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edgebert._image_files import check_image_file, jpeg_with_more_data, png_pixels_are_missing
 from edgebert._json import Fields, JsonObject, dump_json
-from edgebert.errors import BadDataError, ImageError, InputNotFoundError
+from edgebert.errors import BadDataError, ImageError, InputNotFoundError, MemoryExhaustedError
 
 RgbImage: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = "Path | str | bytes | Image.Image | RgbImage"
@@ -62,7 +62,6 @@ _PILLOW_ERRORS = (
     LookupError,
     ArithmeticError,
     AttributeError,
-    MemoryError,
     struct.error,
 )
 
@@ -86,8 +85,16 @@ _SIDEWAYS = (
 
 _SPARE = 2  # docs/runtime-speed.md has what 1 and 2 change in pixels and decisions
 
-# `catch_warnings` swaps filters of the whole process: two threads inside it would restore each other's.
-_WARNING_FILTERS = threading.Lock()
+# `catch_warnings` swaps filters of the whole process: two threads inside it would restore each other's. Re-entrant, as a signal
+# handler may open an image (those of a bundle that it swaps in) while its thread is inside. A fork waits until no other thread
+# is: the child would find the lock taken for ever, and warnings switched off.
+_WARNING_FILTERS = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_WARNING_FILTERS.acquire,
+        after_in_parent=_WARNING_FILTERS.release,
+        after_in_child=_WARNING_FILTERS.release,
+    )
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Resize = Literal["crop", "stretch", "stretch-crop"]
@@ -194,6 +201,7 @@ def load_image(source: ImageSource, preprocessing: Preprocessing, decoding: Deco
     Raises:
         ImageError: it is no image of an accepted kind.
         InputNotFoundError: the path cannot be read.
+        MemoryExhaustedError: memory ran out while it was decoded.
     """
     return _owned(view_image(source, preprocessing, decoding), source)
 
@@ -210,6 +218,7 @@ def view_image(source: ImageSource, preprocessing: Preprocessing, decoding: Deco
     Raises:
         ImageError: it is no image of an accepted kind.
         InputNotFoundError: the path cannot be read.
+        MemoryExhaustedError: memory ran out while it was decoded.
     """
     if decoding == "exact" or isinstance(source, (np.ndarray, Image.Image)):
         return _resized_view(decode_image(source), preprocessing)
@@ -243,6 +252,7 @@ def decode_image(source: ImageSource) -> RgbImage:
     Raises:
         ImageError: truncated, no image of an accepted format, animated, too large, or an array of another kind.
         InputNotFoundError: the path cannot be read.
+        MemoryExhaustedError: memory ran out while it was decoded.
     """
     if isinstance(source, np.ndarray):
         return _checked_array(source)
@@ -385,6 +395,12 @@ def _opened(source: Path | str | bytes | Image.Image) -> Iterator[tuple[Image.Im
         raise ImageError("not an image", expected="JPEG, PNG, WebP or BMP") from error
     except Image.DecompressionBombError as error:
         raise ImageError("the image is larger than 50 megapixels", expected="at most 50 megapixels") from error
+    except MemoryError as error:  # of the computer, not of this image, whose size was found right
+        raise MemoryExhaustedError(
+            "memory ran out while an image was decoded",
+            expected="4 bytes for each pixel, twice",
+            hint="free some memory",
+        ) from error
     except _PILLOW_ERRORS as error:
         raise ImageError(f"the image cannot be decoded: {error}") from error
 

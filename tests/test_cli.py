@@ -160,7 +160,7 @@ def test_compile_has_a_flag_for_every_option() -> None:
 def test_doctor_reports_what_is_below_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgebert import doctor
 
-    monkeypatch.setattr(doctor, "installed_version", lambda module: "0.1")
+    monkeypatch.setattr(doctor, "found_version", lambda module: "0.1")
     assert {row.state for row in doctor.diagnose()} == {"below the floor"}
     assert all(not state.here for state in doctor.target_states())
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgebert import extras
 from edgebert.errors import UnavailableError
-from edgebert.extras import DISTRIBUTIONS, EXTRAS, FLOORS, below_floor, install_command, installed_version, require
+from edgebert.extras import (
+    DISTRIBUTIONS,
+    EXTRAS,
+    FLOORS,
+    below_floor,
+    found_version,
+    install_command,
+    installed_version,
+    is_importable,
+    require,
+)
 
 Requirements = dict[str, str]
 
@@ -65,6 +77,59 @@ def test_below_floor_compares_numbers(version: str, below: bool) -> None:
 def test_installed_version_knows_modules_named_unlike_their_distribution() -> None:
     assert installed_version("PIL")
     assert installed_version("no_such_module") is None
+
+
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that makes a module's distributions unknown, as where an archive or a package of the system brought it."""
+    version = importlib.metadata.version
+
+    def hide(hidden: str) -> None:
+        def told(name: str) -> str:
+            if name.startswith(hidden):
+                raise importlib.metadata.PackageNotFoundError(name)
+            return version(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", told)
+
+    return hide
+
+
+def test_installed_version_knows_the_other_distributions_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(name: str) -> str:
+        if name != "onnxruntime-gpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.31.1"
+
+    monkeypatch.setattr(importlib.metadata, "version", told)
+    assert installed_version("onnxruntime") == "1.31.1"
+
+
+def test_found_version_asks_a_module_that_no_distribution_brought(hide: Callable[[str], None]) -> None:
+    pytest.importorskip("openvino")
+    expected = installed_version("openvino")
+    hide("openvino")
+    assert str(found_version("openvino")).partition("-")[0] == expected
+    assert found_version("no_such_module") is None
+
+
+def test_require_refuses_what_no_distribution_brought_below_the_floor(
+    hide: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = pytest.importorskip("openvino")
+    hide("openvino")
+    monkeypatch.setattr(module, "__version__", "2024.1.0-1-abc")
+    with pytest.raises(UnavailableError, match=r"`openvino` 2024\.1\.0-1-abc is installed"):
+        require("openvino")
+
+
+def test_is_importable_does_not_take_a_folder_for_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "an_empty_folder").mkdir()
+    (tmp_path / "a_module_of_its_own.py").write_text("raise SystemExit")  # it is not imported
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_importable("a_module_of_its_own")
+    assert not is_importable("an_empty_folder")
+    assert not is_importable("no_such_module")
 
 
 def test_require_imports_what_is_there() -> None:

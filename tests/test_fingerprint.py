@@ -55,6 +55,13 @@ def test_every_condition_at_once_fits() -> None:
     assert misfits(_read(FITTING), JETSON) == ()
 
 
+def test_a_backend_whose_version_nobody_knows_is_not_called_missing() -> None:
+    here = replace(JETSON, backend_version=None, backend_found=True)
+    expected = "made with TensorRT 10.3.0, here is one that does not tell its version"
+    assert misfits(_read({"backend_version": "== 10.3.0"}), here) == (expected,)
+    assert not is_for_another_kind(_read({"backend_version": "== 10.3.0"}), here)
+
+
 def test_no_condition_fits_everything() -> None:
     assert misfits(Fingerprint(), ComputerFacts(os="", machine="", backend="torch", backend_version=None)) == ()
 

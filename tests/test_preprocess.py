@@ -6,6 +6,8 @@ import io
 import math
 import os
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -14,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from edgebert import preprocess
 from edgebert._json import JsonObject
-from edgebert.errors import BadDataError, InputNotFoundError
+from edgebert.errors import BadDataError, InputNotFoundError, MemoryExhaustedError
 from edgebert.preprocess import (
     MAX_EDGE,
     Preprocessing,
@@ -258,6 +261,68 @@ def test_decode_image_leaves_warning_filters_alone_when_many_threads_decode() ->
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+def test_decode_image_in_a_signal_handler_that_interrupted_another_decoding() -> None:
+    def interrupted() -> None:
+        with preprocess._without_warnings():
+            decode_image(encoded(Image.fromarray(GRADIENT)))
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on Windows")
+def test_decode_image_works_in_a_child_that_is_forked_while_a_thread_decodes() -> None:
+    script = """
+import io, os, signal, sys, threading, warnings
+import numpy as np
+from PIL import Image, PngImagePlugin
+from edgebert.preprocess import _without_warnings, decode_image
+there, go = threading.Event(), threading.Event()
+def decode():
+    with _without_warnings():
+        there.set()
+        go.wait()
+filters = list(warnings.filters)
+threading.Thread(target=decode).start()
+there.wait()
+threading.Timer(0.05, go.set).start()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    decode_image(file.getvalue())
+    os._exit(41 if warnings.filters == filters else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        script,
+    ]  # forking with threads is what is tested
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (41, "")
+
+
+@pytest.mark.parametrize("step", ["open", "load", "getexif", "convert"])
+def test_decode_image_does_not_blame_an_image_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    content = encoded(Image.fromarray(GRADIENT))
+    if step == "open":
+        monkeypatch.setattr(Image, "open", exhausted)
+    for kind in (Image.Image, PngImagePlugin.PngImageFile):
+        if step in vars(kind):
+            monkeypatch.setattr(kind, step, exhausted)
+    with pytest.raises(MemoryExhaustedError, match="memory ran out"):
+        decode_image(content)
 
 
 def test_read_image_file_refuses_what_is_no_regular_file_at_once(tmp_path: Path) -> None:

@@ -2,40 +2,17 @@
 
 The kernel ends a process with SIGKILL, which says nothing; but it counts what it ended: for the control group in
 `memory.events` (version 2) or `memory.oom_control` (version 1), for the system in `/proc/vmstat` (Linux 4.13 and newer). A
-library that cannot allocate says so in its own words.
-
->>> says_out_of_memory("terminate called after throwing an instance of 'std::bad_alloc'")
-True
->>> says_out_of_memory("MatMul: shapes do not fit")
-False
+library that cannot allocate says so in its own words (`edgebert._out_of_memory`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from edgebert._out_of_memory import says_out_of_memory
 from edgebert.errors import MemoryExhaustedError
 
 MORE_MEMORY = "free memory, or take fewer arms at a time, fewer `--images` or fewer `--threads`"
-
-# Python; C++; PyTorch's CPU allocator; ONNX Runtime's arena; CUDA and OpenCL.
-_WORDS = (
-    "memoryerror",
-    "bad_alloc",
-    "bad alloc",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "failed to allocate memory",
-    "unable to allocate",
-    "out of memory",
-    "out_of_memory",
-)
-
-
-def says_out_of_memory(text: str) -> bool:
-    """Say whether an error's text, or what a process wrote on stderr, tells that memory ran out."""
-    lowered = text.lower()
-    return any(word in lowered for word in _WORDS)
 
 
 def raise_out_of_memory(error: Exception) -> None:

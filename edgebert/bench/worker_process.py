@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import edgebert
 from edgebert._json import Fields, JsonObject
-from edgebert.bench.out_of_memory import MORE_MEMORY, oom_kills, says_out_of_memory
+from edgebert._out_of_memory import says_out_of_memory
+from edgebert.bench.out_of_memory import MORE_MEMORY, oom_kills
 from edgebert.bench.protocol import error_from_message, read_message, write_message
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
 

@@ -10,6 +10,7 @@ model. A task that is cancelled takes its image back, unless the model is at it 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from edgebert.errors import ClosedError, QueueFullError
 from edgebert.preprocess import Decoding, ImageSource
 from edgebert.runtime.classifier import Classifier
 from edgebert.runtime.counters import Counters
-from edgebert.runtime.micro_batches import Pending
+from edgebert.runtime.micro_batches import Pending, Request, check_timeout
 from edgebert.runtime.opened import closed
 from edgebert.runtime.pipeline import Prediction
 from edgebert.runtime.runner import check_process
@@ -114,18 +115,25 @@ class AsyncClassifier:
 
         Args:
             image: what `Classifier.predict` takes. An array must not change until this returns.
-            timeout: seconds to wait where `max_queue` images are under way already; None waits as long as it takes.
+            timeout: seconds to wait where `max_queue` images are under way already; None, or infinity, waits as long as it takes.
 
         Raises:
             QueueFullError: there was no room within `timeout`.
+            UsageError: `timeout` is not a number.
             EdgebertError: what `Classifier.predict` raises.
         """
         classifier = self.classifier
-        await self._acquire(timeout)
+        queue = classifier._queue
+        request = Request(queue)
+        queue.announce(request)  # from now on it waits, and its time runs
         try:
-            return await self._answer(classifier, image)
+            await self._acquire(classifier, timeout)
+            try:
+                return await self._answer(classifier, request, image)
+            finally:
+                self._room.release()
         finally:
-            self._room.release()
+            queue.unannounce(request)
 
     async def predict_batch(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> list[Prediction]:
         """Classify several images in a thread; see `Classifier.predict_batch`. Cancelled, it ends with the next 32 images."""
@@ -170,9 +178,21 @@ class AsyncClassifier:
     ) -> None:
         await self.close()
 
-    async def _acquire(self, timeout: float | None) -> None:
+    async def _acquire(self, classifier: Classifier, timeout: float | None) -> None:
+        """Wait for room, and count who gets none."""
+        try:
+            await self._wait_for_room(timeout)
+        except asyncio.CancelledError:
+            classifier._tally.cancelled()
+            raise
+        except QueueFullError as error:
+            classifier._failed(error)
+            raise
+
+    async def _wait_for_room(self, timeout: float | None) -> None:
         """Wait for room. Not `asyncio.wait_for`, which before Python 3.12 can lose what it waited for when it is cancelled."""
-        if timeout is None or not self._room.locked():
+        check_timeout(timeout)
+        if timeout is None or timeout == math.inf or not self._room.locked():
             await self._room.acquire()
             return
         acquiring = asyncio.ensure_future(self._room.acquire())
@@ -190,15 +210,18 @@ class AsyncClassifier:
                 hint="ask less often, or give a longer `timeout`",
             )
 
-    async def _answer(self, classifier: Classifier, image: ImageSource) -> Prediction:
+    async def _answer(self, classifier: Classifier, request: Request, image: ImageSource) -> Prediction:
         try:
-            submitting = self._decoders.submit(classifier.submit, image)
+            submitting = self._decoders.submit(classifier._submit, request, image)
         except RuntimeError as error:  # the pool was shut down
             raise closed() from error
         try:
-            request = await _outcome(submitting)
+            await _outcome(submitting)
         except asyncio.CancelledError:
-            submitting.add_done_callback(_cancel_what_was_submitted)
+            if submitting.cancelled():  # no thread had taken it up
+                classifier._tally.cancelled()
+            elif request.cancel():  # and where it was still being decoded, it is queued only now
+                submitting.add_done_callback(lambda _: classifier._queue.forget(request))
             raise
         return await _outcome(request)
 
@@ -230,8 +253,3 @@ async def _outcome(source: Future[_T]) -> _T:
 def _finish(done: asyncio.Future[None]) -> None:
     if not done.done():
         done.set_result(None)
-
-
-def _cancel_what_was_submitted(submitting: Future[Future[Prediction]]) -> None:
-    if not submitting.cancelled() and submitting.exception() is None:
-        submitting.result().cancel()

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from edgebert._json import Fields
 from edgebert.bundle import Bundle
 from edgebert.errors import UnavailableError
-from edgebert.extras import install_command
+from edgebert.extras import found_version, install_command
 from edgebert.fingerprint import computer_facts, is_for_another_kind, machine, misfits
 from edgebert.manifest import GRAPH_FILE, BundleForm, engine_name
 from edgebert.runtime.instructions import int8_instructions, saturates
@@ -90,9 +91,20 @@ def choices_for(bundle: Bundle, target: str | None, threads: int) -> list[Choice
 
 
 def misfits_of(form: BundleForm) -> tuple[str, ...]:
-    """Return why a form does not fit this computer, both sides named; empty where it fits."""
+    """Return why a form does not fit this computer, both sides named; empty where it fits.
+
+    A backend that no package manager brought is imported, to ask it for its version, where all else fits: where it would be
+    loaded anyway.
+    """
     asked = form.conditions
-    return misfits(asked, computer_facts(form.backend, with_gpu=asked.asks_of_gpu))
+    facts = computer_facts(form.backend, with_gpu=asked.asks_of_gpu)
+    if (
+        facts.backend_version is None
+        and facts.backend_found
+        and not misfits(replace(asked, backend_version=None), facts)
+    ):
+        facts = replace(facts, backend_version=found_version(form.backend))
+    return misfits(asked, facts)
 
 
 def portable_choice(bundle: Bundle, backend: str, threads: int) -> Choice:
@@ -174,13 +186,13 @@ def _check_fits(bundle: Bundle, form: BundleForm) -> None:
         f"the form of `{bundle.path}` for `{form.target}` does not fit this computer: {'; '.join(reasons)}",
         expected=f"a computer with {form.conditions.to_text()}",
         hint=install_command(form.backend)
-        if facts.backend_version is None
+        if not facts.has_backend
         else "leave the target out to use whatever fits, or compile the graph again on this computer",
     )
 
 
 def _say_of_fallback(bundle: Bundle, choice: Choice, not_here: Mapping[str, str]) -> None:
-    """Warn once of a bundle whose portable graph is used, or whose better form for this computer no longer fits.
+    """Warn once of a bundle whose portable graph is used though it has forms, or whose better form for this computer no longer fits.
 
     Args:
         bundle: whose forms were looked at.
@@ -199,6 +211,8 @@ def _say_of_fallback(bundle: Bundle, choice: Choice, not_here: Mapping[str, str]
             passed[form.target] = "; ".join(reasons)
         elif form.target in not_here:
             passed[form.target] = not_here[form.target]
+    if choice.target == PORTABLE:
+        passed.update(dict.fromkeys(_unknown_targets(bundle), "a target that this version of edgebert does not know"))
     key = (str(bundle.path), bundle.digest)
     if not passed or not stale or key in _said:
         return
@@ -211,12 +225,16 @@ def _say_of_fallback(bundle: Bundle, choice: Choice, not_here: Mapping[str, str]
     _log.warning("%s (%s)", what, listed)
 
 
+def _unknown_targets(bundle: Bundle) -> list[str]:
+    return [Fields(form, what="a form").text("target") for form in bundle.manifest.unknown_forms]
+
+
 def _nothing_runs(bundle: Bundle, reasons: Sequence[str], hint: str | None) -> UnavailableError:
     forms = bundle.manifest.forms
+    targets = [form.target for form in forms] + _unknown_targets(bundle)
     found = [f"`{form.target}`: {'; '.join(misfits_of(form))}" for form in forms if misfits_of(form)]
     return UnavailableError(
-        f"nothing in `{bundle.path}` (forms: {', '.join(form.target for form in forms)}) can run on this computer "
-        f"({machine()})",
+        f"nothing in `{bundle.path}` (forms: {', '.join(targets) or 'none'}) can run on this computer ({machine()})",
         expected="; or ".join(dict.fromkeys([*found, *reasons])) or "a form for it",
         hint=hint or "edgebert doctor",
     )

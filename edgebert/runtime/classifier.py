@@ -31,6 +31,7 @@ from edgebert.errors import (
     ForkedRuntimeError,
     ImageError,
     InputNotFoundError,
+    NotFiniteError,
     UsageError,
 )
 from edgebert.preprocess import Decoding, ImageSource
@@ -79,6 +80,7 @@ class Classifier:
         BadDataError: it is no bundle, or a malformed one.
         RefusedError: a file was changed, or a canary is not answered as it was when the bundle was made.
         UnavailableError: nothing in it can run on this computer.
+        MemoryExhaustedError: memory ran out while it was loaded.
         UsageError: no such target, or a number out of its range.
     """
 
@@ -102,7 +104,7 @@ class Classifier:
         self._loading = threading.RLock()  # one swap loads at a time
         self._tally = Tally()
         self._queue = MicroBatches(options, self._tally)
-        self._in_locks: dict[object, int] = {}  # a call that takes locks of ours -> its thread
+        self._submitting: dict[Request, int] = {}  # an image that the worker may have to wait for -> its thread
         weakref.finalize(
             self, self._queue.close, "answer"
         ).atexit = False  # the interpreter's end is the queue's own matter
@@ -183,7 +185,7 @@ class Classifier:
             BatchSizeError: none, or more than 65,536.
             ImageError: one is no image of an accepted kind; the message says which. The others are not answered.
             InputNotFoundError: a path cannot be read.
-            NotFiniteError: the model answered with NaN or infinity.
+            NotFiniteError: the model answered with NaN or infinity; the message says for which image.
             ClosedError: the classifier is closed.
             ForkedRuntimeError: called in a forked child.
         """
@@ -198,34 +200,16 @@ class Classifier:
 
         Args:
             image: what `predict` takes; one that `predict` would refuse fails its own future and no other.
-            timeout: seconds to wait where `max_queue` images wait already; None waits as long as it takes.
+            timeout: seconds to wait where `max_queue` images wait already; None, or infinity, waits as long as it takes.
 
         Raises:
             QueueFullError: there was no room within `timeout`.
+            UsageError: `timeout` is not a number.
             ClosedError: the classifier is closed.
             ForkedRuntimeError: called in a forked child.
         """
         check_process(self._opened_in)
-        request = Request(self._queue)
-        try:
-            self._in_locks[request] = get_ident()
-            self._queue.reserve(request, timeout)
-            request.opened = self._enter(request)
-            begun = perf_counter_ns()
-            request.prepare(image)
-            self._tally.prepared(perf_counter_ns() - begun)
-            self._queue.put(request)
-        except (BadDataError, InputNotFoundError) as error:  # of this image, and of no other
-            self._failed(error)
-            request.fail(error)
-        except BaseException as error:
-            self._failed(error)
-            request.finished()
-            raise
-        finally:
-            self._queue.give_back(request)
-            self._in_locks.pop(request, None)
-        return request
+        return self._submit(Request(self._queue), image, timeout)
 
     def swap(self, path: str | os.PathLike[str]) -> str:
         """Let another bundle take over without a dropped answer, and return its digest.
@@ -240,6 +224,7 @@ class Classifier:
         Raises:
             BundleError: there is no bundle at `path`, or it is malformed, or it was refused.
             UnavailableError: nothing in it can run on this computer.
+            MemoryExhaustedError: memory ran out while it was loaded.
             ClosedError: the classifier is closed, or was closed meanwhile.
             ForkedRuntimeError: called in a forked child.
         """
@@ -259,7 +244,7 @@ class Classifier:
             fresh.retire()
             raise
         self._tally.swapped("done")
-        if not self._holds_locks():
+        if not self._is_waited_for():
             old.wait_until_freed()
             return_freed_memory()
         return fresh.digest
@@ -295,12 +280,7 @@ class Classifier:
             ForkedRuntimeError: called in a forked child.
         """
         check_process(self._opened_in)
-        call = object()
-        try:
-            self._in_locks[call] = get_ident()
-            return self._tally.counters(digest=self._opened.digest, queue_depth=self._queue.depth)
-        finally:
-            self._in_locks.pop(call, None)
+        return self._tally.counters(digest=self._opened.digest, queue_depth=self._queue.depth)
 
     def properties(self) -> Mapping[str, str]:
         """Return what the backend really uses: version, threads, precision, device.
@@ -332,7 +312,7 @@ class Classifier:
         self._queue.close(pending)
         opened = self._opened
         opened.retire()
-        if self._holds_locks() or opened.is_called_here():
+        if self._is_waited_for() or opened.is_called_here():
             return
         opened.wait_until_freed()
         self._queue.join()
@@ -351,6 +331,24 @@ class Classifier:
             expected="one Classifier per process",
             hint=f'open it there: `Classifier("{self.path}")`',
         )
+
+    def _submit(self, request: Request, image: ImageSource, timeout: float | None = None) -> Request:
+        """Submit an image whose future is there already."""
+        try:
+            self._submitting[request] = get_ident()
+            self._queue.reserve(request, timeout)
+            request.opened = self._enter(request)
+            request.prepare(image, self._tally)
+            self._queue.put(request)
+        except BaseException as error:
+            self._queue.withdraw(request)  # a Ctrl-C may come after it was queued
+            self._failed(error)
+            if not isinstance(error, (BadDataError, InputNotFoundError)):
+                raise
+            request.fail(error)  # of this image, and of no other
+        finally:
+            self._submitting.pop(request, None)
+        return request
 
     def _enter(self, call: object) -> OpenedBundle:
         """Write a call into the bundle that serves; the caller lets the call leave it.
@@ -390,7 +388,7 @@ class Classifier:
                 started = perf_counter_ns()
                 logits = opened.pipeline.infer(batch)  # of (chunk, height, width, 3)
                 inferred = perf_counter_ns()
-                answers += opened.pipeline.post(logits)
+                answers += _answers(opened.pipeline, logits, start, len(images))
                 self._tally.ran(len(batch), started, inferred, perf_counter_ns())
             self._tally.answered(len(answers), perf_counter_ns() - asked)
         except BaseException as error:
@@ -403,7 +401,8 @@ class Classifier:
     def _preprocessed(
         self, pipeline: Pipeline, images: Sequence[ImageSource] | NDArray[np.uint8], start: int
     ) -> Iterator[NDArray[np.uint8]]:
-        for index, image in enumerate(images[start : start + _CHUNK], start):
+        for index in range(start, min(start + _CHUNK, len(images))):
+            image = images[index]  # one by one: not every sequence can be sliced
             begun = perf_counter_ns()
             try:
                 tensor = pipeline.pre(image)
@@ -418,9 +417,9 @@ class Classifier:
         if not isinstance(error, (ClosedError, ForkedRuntimeError)):
             self._tally.failed(error)
 
-    def _holds_locks(self) -> bool:
-        """Whether this thread was interrupted where it may hold a lock that those need whom it would wait for."""
-        return get_ident() in self._in_locks.copy().values()
+    def _is_waited_for(self) -> bool:
+        """Whether this thread was interrupted where those need something of it whom it would wait for: an image, a lock."""
+        return get_ident() in self._submitting.copy().values() or self._queue.is_held_here()
 
 
 def _always() -> bool:
@@ -444,6 +443,19 @@ def _check_images(images: Sequence[ImageSource] | NDArray[np.uint8]) -> None:
         )
     if not 1 <= len(images) <= MAX_IMAGES:
         raise BatchSizeError(f"the batch holds {len(images)} images", expected=f"1 to {MAX_IMAGES:,}")
+
+
+def _answers(pipeline: Pipeline, logits: NDArray[np.float32], start: int, images: int) -> list[Prediction]:
+    """Return the answers of the images from `start` on; an error names an image by its place among all of them."""
+    try:
+        return pipeline.post(logits)
+    except NotFiniteError as error:
+        row = int(np.argmin(np.isfinite(logits).all(axis=1)))
+        raise NotFiniteError(
+            f"the model answered image {start + row} of {images} with {logits[row].tolist()!s:.200}",
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
 
 
 def _warm_up(pipeline: Pipeline, *, calls: int | None, seconds: float | None) -> None:

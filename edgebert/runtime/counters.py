@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -101,13 +102,13 @@ class Counters:
         cancelled: submitted images that were cancelled before they were run.
         swaps: bundles that took over.
         failed_swaps: calls of `swap` after which the old bundle went on serving.
-        queue_depth: submitted images that wait now.
+        queue_depth: images that wait now: submitted ones, and those of an `AsyncClassifier` from `await predict` on.
         queue_depth_max: the most that ever waited.
         batch_sizes: images in one call of the model -> how many calls had as many.
         preprocess: decoding and resizing, for each image.
         infer: each call of the model, whatever its batch.
         postprocess: turning the logits of each such call into answers.
-        queue: from the end of preprocessing to the call of the model, for each submitted image.
+        queue: how long each submitted image waited: for room, for a thread that decodes it, and then for the call of the model.
         whole: each `predict`, each submitted image, each `predict_batch`, from the call to the answer.
     """
 
@@ -149,27 +150,31 @@ class _Live:
         places, counts = np.unique(np.searchsorted(_BOUNDS, nanoseconds), return_counts=True)
         for place, count in zip(places.tolist(), counts.tolist(), strict=True):
             self.counts[place] += count
-        self.total_ns += int(nanoseconds.sum())
+        total = int(nanoseconds.sum())
+        self.total_ns += total
 
     def frozen(self) -> Histogram:
         return Histogram(counts=tuple(self.counts), sum_s=self.total_ns / 1e9)
 
 
 class Tally:
-    """The counters while they grow; safe from threads. Times are nanoseconds of `time.perf_counter_ns`."""
+    """The counters while they grow; safe from threads. Times are nanoseconds of `time.perf_counter_ns`.
+
+    A signal handler may count as well, in the middle of what its own thread is counting. Python runs it where a function is called
+    or a loop begins anew, and so nothing of that kind stands between the reading of a number and its writing.
+    """
 
     def __init__(self) -> None:
-        # Re-entrant: a signal handler may ask for the counters while its own thread is counting.
         self._lock = threading.RLock()
         self._fresh: deque[tuple[int, int, int, int]] = deque()  # its `append` and `popleft` are atomic
         self._answers = 0  # those that `_alone` does not count
         self._alone = 0  # images answered by a call of their own in `predict`
-        self._errors: dict[str, int] = {}
+        self._errors: defaultdict[str, int] = defaultdict(int)
         self._cancelled = 0
         self._swaps = 0
         self._failed_swaps = 0
         self._queue_depth_max = 0
-        self._batch_sizes: dict[int, int] = {}
+        self._batch_sizes: defaultdict[int, int] = defaultdict(int)
         self._preprocess, self._infer, self._postprocess, self._queue, self._whole = (_Live() for _ in STAGES)
 
     def answered_alone(self, asked: int, prepared: int, inferred: int, done: int) -> None:
@@ -182,11 +187,15 @@ class Tally:
     def _count_fresh(self) -> None:
         """Count what `answered_alone` wrote down."""
         with self._lock:
-            stamps = [self._fresh.popleft() for _ in range(len(self._fresh))]
+            stamps: list[tuple[int, int, int, int]] = []
+            with suppress(IndexError):  # a signal handler that asks for the counters takes the rest
+                for _ in range(len(self._fresh)):
+                    stamps.append(self._fresh.popleft())
             if not stamps:
                 return
             asked, prepared, inferred, done = np.array(stamps, np.int64).T
-            self._alone += len(stamps)
+            count = len(stamps)
+            self._alone += count
             self._preprocess.add_all(prepared - asked)
             self._infer.add_all(inferred - prepared)
             self._postprocess.add_all(done - inferred)
@@ -195,7 +204,7 @@ class Tally:
     def ran(self, images: int, started: int, inferred: int, done: int) -> None:
         """Count one call of the model with as many images."""
         with self._lock:
-            self._batch_sizes[images] = self._batch_sizes.get(images, 0) + 1
+            self._batch_sizes[images] += 1
             self._infer.add(inferred - started)
             self._postprocess.add(done - inferred)
 
@@ -218,8 +227,7 @@ class Tally:
     def failed(self, error: BaseException) -> None:
         """Count an error by the name of its class."""
         with self._lock:
-            kind = type(error).__name__
-            self._errors[kind] = self._errors.get(kind, 0) + 1
+            self._errors[type(error).__name__] += 1
 
     def cancelled(self) -> None:
         """Count a submitted image that nobody wants any more."""
@@ -238,7 +246,13 @@ class Tally:
         """Remember the deepest queue."""
         if depth > self._queue_depth_max:
             with self._lock:
-                self._queue_depth_max = max(self._queue_depth_max, depth)
+                if depth > self._queue_depth_max:  # noqa: PLR1730  # `max` would be a call between reading and writing
+                    self._queue_depth_max = depth
+
+    def is_held_here(self) -> bool:
+        """Whether this thread was interrupted while it was counting."""
+        owned: bool = self._lock._is_owned()  # type: ignore[attr-defined]  # typeshed leaves it out
+        return owned
 
     def counters(self, *, digest: str, queue_depth: int) -> Counters:
         """Return all of it as of now."""
@@ -313,13 +327,13 @@ def _families() -> list[tuple[str, str, str, _SamplesOf]]:
         (
             "edgebert_queue_depth",
             "gauge",
-            "Submitted images that wait now.",
+            "Images that wait now.",
             lambda c: [("", {}, str(c.queue_depth))],
         ),
         (
             "edgebert_queue_depth_max",
             "gauge",
-            "The most submitted images that ever waited.",
+            "The most images that ever waited.",
             lambda c: [("", {}, str(c.queue_depth_max))],
         ),
         (

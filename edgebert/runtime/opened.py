@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, get_args
 from edgebert.bundle import Bundle, read_bundle
 from edgebert.errors import (
     BadDataError,
+    BundleError,
     ClosedError,
     EdgebertError,
     MalformedBundleError,
@@ -32,6 +33,7 @@ from edgebert.preprocess import Decoding
 from edgebert.runtime.canaries import check_canaries
 from edgebert.runtime.choice import Choice, choices_for, open_first, say_of_weights
 from edgebert.runtime.pipeline import Pipeline
+from edgebert.runtime.runner import unloadable
 
 if TYPE_CHECKING:
     from edgebert.signing import SignaturePolicy, Signers
@@ -233,17 +235,23 @@ def _opened(bundle: Bundle, options: OpenOptions) -> OpenedBundle:
     choices = choices_for(bundle, options.target, options.threads)
     try:
         choice, runner = open_first(bundle, choices)
-    except BadDataError as error:  # a form whose hash is right does not load, or does not fit the class names
-        raise MalformedBundleError(
-            f"`{bundle.path}`: {error.what}", expected=error.expected, hint=error.hint or "compile the graph again"
-        ) from error
-    try:
-        say_of_weights(bundle, choice)
-        pipeline = Pipeline(runner, bundle.manifest.card, bundle.digest, decoding=options.decoding)
-        used = check_canaries(bundle, pipeline, choice.engine)
-    except BaseException:
-        runner.close()
+        try:
+            say_of_weights(bundle, choice)
+            pipeline = Pipeline(runner, bundle.manifest.card, bundle.digest, decoding=options.decoding)
+            used = check_canaries(bundle, pipeline, choice.engine)
+        except BaseException:
+            runner.close()
+            raise
+    except BundleError:
         raise
+    except BadDataError as error:  # a form whose hash is right does not load, or does not fit the class names
+        raise _of_bundle(bundle, error) from error
+    except EdgebertError:
+        raise
+    # Where a backend's exceptions meet ours: they have no class in common, so that a form that fails in another way than its runner
+    # knows is told from the rest by nothing but that. Unnamed it would keep an installation from going back.
+    except Exception as error:
+        raise _of_bundle(bundle, unloadable("the backend", error)) from error
     if used > _NOTABLE:
         _log.warning(
             "`%s` answers its canaries rightly but not exactly as where it was made (%.0f %% of the tolerance): its "
@@ -252,6 +260,15 @@ def _opened(bundle: Bundle, options: OpenOptions) -> OpenedBundle:
             100 * used,
         )
     return OpenedBundle(bundle, choice, pipeline)
+
+
+def _of_bundle(bundle: Bundle, error: EdgebertError) -> EdgebertError:
+    """Return the error of a form as one of its bundle; memory that ran out is no fault of it."""
+    if not isinstance(error, BadDataError):
+        return error
+    return MalformedBundleError(
+        f"`{bundle.path}`: {error.what}", expected=error.expected, hint=error.hint or "compile the graph again"
+    )
 
 
 def return_freed_memory() -> None:

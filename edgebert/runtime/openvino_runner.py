@@ -33,6 +33,7 @@ from edgebert.runtime.runner import (
     check_batch,
     check_device,
     physical_cores,
+    unloadable,
 )
 
 if TYPE_CHECKING:
@@ -77,11 +78,11 @@ class OpenVinoRunner(NativeModel):
             _check_interface(model, source.spec)
             model.reshape([1, source.spec.height, source.spec.width, 3])
             compiled = core.compile_model(model, options.device, _settings(options))
-        except RuntimeError as error:  # what OpenVINO raises for everything
-            raise BadDataError(f"OpenVINO cannot load the model: {error}") from error
-        runner = cls(compiled, source.spec)
-        # (1, height, width, 3); also says whether the model really answers what it declares
-        runner.infer(np.zeros((1, source.spec.height, source.spec.width, 3), np.uint8))
+            runner = cls(compiled, source.spec)
+            # (1, height, width, 3); also says whether the model really answers what it declares
+            runner.infer(np.zeros((1, source.spec.height, source.spec.width, 3), np.uint8))
+        except (RuntimeError, MemoryError) as error:  # the former is what OpenVINO raises for everything
+            raise unloadable("OpenVINO", error) from error
         return runner
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from edgebert.runtime.runner import (
     check_device,
     check_logits,
     physical_cores,
+    unloadable,
 )
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ class OrtRunner(NativeModel):
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=list(options.disabled_optimizers) or None,
             )
+            _check_interface(session, source.spec)
+            runner = cls(session, source.spec, threads, options.disabled_optimizers)
+            # (1, height, width, 3); also says whether the model really answers what it declares
+            runner.infer(np.zeros((1, source.spec.height, source.spec.width, 3), np.uint8))
         except _errors_of_onnxruntime() as error:
-            raise BadDataError(f"ONNX Runtime cannot load the model: {error}") from error
-        _check_interface(session, source.spec)
-        runner = cls(session, source.spec, threads, options.disabled_optimizers)
-        # (1, height, width, 3); also says whether the model really answers what it declares
-        runner.infer(np.zeros((1, source.spec.height, source.spec.width, 3), np.uint8))
+            raise unloadable("ONNX Runtime", error) from error
         return runner
 
     def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -147,10 +148,10 @@ def _check_interface(session: Any, spec: InputSpec) -> None:
 
 
 def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
-    """Return every exception ONNX Runtime raises on a bad model: they have no common root but Exception."""
+    """Return every exception ONNX Runtime raises on a bad model or without memory: they have no common root but Exception."""
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
-    return (*own, RuntimeError, ValueError)
+    return (*own, RuntimeError, ValueError, MemoryError)
 
 
 def _warn_below_security_floor() -> None:

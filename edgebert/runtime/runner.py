@@ -20,7 +20,18 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.errors import BadDataError, BatchSizeError, ForkedRuntimeError, ImageError, UnavailableError, UsageError
+from edgebert._cpu_quota import granted_cpus
+from edgebert._out_of_memory import says_out_of_memory
+from edgebert.errors import (
+    BadDataError,
+    BatchSizeError,
+    EdgebertError,
+    ForkedRuntimeError,
+    ImageError,
+    MemoryExhaustedError,
+    UnavailableError,
+    UsageError,
+)
 from edgebert.target import Backend
 
 if TYPE_CHECKING:
@@ -107,7 +118,8 @@ class Runner(Protocol):
 
         Raises:
             UnavailableError: the backend or the device is not here.
-            BadDataError: the model cannot be loaded, or takes or gives something else than `source.spec`.
+            BadDataError: the model cannot be loaded or run, or takes or gives something else than `source.spec`.
+            MemoryExhaustedError: memory ran out, which says nothing of the model.
         """
         ...
 
@@ -143,7 +155,8 @@ def open_runner(backend: str, source: ModelSource, options: RunnerOptions | None
     Raises:
         UsageError: no such backend.
         UnavailableError: the backend or the device is not here.
-        BadDataError: the model cannot be loaded or does not fit `source.spec`.
+        BadDataError: the model cannot be loaded or run, or does not fit `source.spec`.
+        MemoryExhaustedError: memory ran out.
     """
     return _runner_class(backend).open(source, options or RunnerOptions())
 
@@ -191,7 +204,15 @@ def check_process(opened_in: int) -> None:
 
 
 def physical_cores() -> int:
-    """Return the number of physical cores this process may use: hyper-thread siblings count once."""
+    """Return the number of physical cores this process may use: hyper-thread siblings count once, and a container's quota holds.
+
+    A quota is rounded down: with one thread more than it grants all of them are stopped for the rest of each period.
+    """
+    cores, quota = _cores_of_affinity(), granted_cpus()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _cores_of_affinity() -> int:
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not Linux
@@ -218,6 +239,22 @@ def check_logits(logits: NDArray[np.float32], images: int, spec: InputSpec) -> N
             expected=f"float32 ({images}, {spec.classes}): one logit per class name",
         )
     return logits
+
+
+def unloadable(backend: str, error: Exception) -> EdgebertError:
+    """Return what an error of a backend means that came while a model was opened.
+
+    Args:
+        backend: how its vendor writes it.
+        error: of whatever class the backend raises.
+    """
+    if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
+        return MemoryExhaustedError(
+            f"memory ran out while {backend} loaded the model: {error}",
+            expected="several times the size of the model",
+            hint="free some memory and try again",
+        )
+    return BadDataError(f"{backend} cannot run the model: {error}")
 
 
 def unavailable_device(backend: str, device: str, available: list[str]) -> UnavailableError:

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgebert._out_of_memory import says_out_of_memory
 from edgebert.bench import accuracy_pass, session, worker_process
 from edgebert.bench.harness import result_from_arms
 from edgebert.bench.images import write_images
 from edgebert.bench.options import BenchOptions
-from edgebert.bench.out_of_memory import oom_kills, says_out_of_memory
+from edgebert.bench.out_of_memory import oom_kills
 from edgebert.bench.result import read_result
 from edgebert.bench.schema import Result
 from edgebert.bench.scratch import scratch_folder, writing_to

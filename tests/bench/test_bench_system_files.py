@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edgebert._cpu_quota import quota_cpus
 from edgebert.bench.environment.computer import Environment, read_environment
-from edgebert.bench.environment.control_group import quota_cpus, read_quota_usage
+from edgebert.bench.environment.control_group import read_quota_usage
 from edgebert.bench.environment.operating_system import chosen_flags, read_cgroup
 from edgebert.bench.environment.system_files import SystemFiles, chosen, cpu_list, text_of_cpus
 

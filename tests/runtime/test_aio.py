@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
 
 from edgebert import AsyncClassifier
-from edgebert.errors import BadDataError, BatchSizeError, ClosedError, NoSuchBundleError, QueueFullError
+from edgebert.errors import BadDataError, BatchSizeError, ClosedError, NoSuchBundleError, QueueFullError, UsageError
 from edgebert.runtime.classifier import Classifier
+from edgebert.runtime.micro_batches import Request
 
 WAIT = 30
 
@@ -86,18 +89,18 @@ def test_a_task_cancelled_while_its_image_is_decoded_takes_it_back(
     models: Any, toy: Any, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoding, go = threading.Event(), threading.Event()
-    submit = Classifier.submit
+    prepare = Request.prepare
 
-    def slow(self: Classifier, image: Any) -> Any:
+    def slow(self: Request, *arguments: Any) -> None:
         decoding.set()
         assert go.wait(WAIT)
-        return submit(self, image)
+        prepare(self, *arguments)
 
     async def main() -> None:
         async with AsyncClassifier(toy_bundle) as classifier:
             models[0].go.clear()
             classifier.classifier.submit(toy.images(1)[0])
-            monkeypatch.setattr(Classifier, "submit", slow)
+            monkeypatch.setattr(Request, "prepare", slow)
             task = asyncio.create_task(classifier.predict(toy.images(1)[0]))
             await _until(decoding.is_set)
             task.cancel()
@@ -145,6 +148,74 @@ def test_predict_raises_where_no_room_becomes_free_in_time(models: Any, toy: Any
             models[0].go.set()
             await asyncio.gather(*tasks, waiting)
             assert classifier._room._value == 2  # nothing was lost on the way
+
+    _run(main)
+
+
+def test_waiting_for_room_is_counted(models: Any, toy: Any, toy_bundle: Path) -> None:
+    async def main() -> None:
+        async with AsyncClassifier(toy_bundle, max_queue=1) as classifier:
+            models[0].go.clear()
+            begun = perf_counter_ns()
+            tasks = [asyncio.create_task(classifier.predict(image)) for image in toy.images(4)]
+            await _until(lambda: classifier.counters().queue_depth == 3)  # the fourth is run
+            await asyncio.sleep(0.05)
+            held_s = (perf_counter_ns() - begun) / 1e9 * 0.9  # the last task began a moment after `begun`
+            models[0].go.set()
+            await asyncio.gather(*tasks)
+            counters = classifier.counters()
+            assert (counters.queue_depth, counters.queue_depth_max) == (0, 4)
+            assert counters.whole.sum_s > 4 * held_s
+            assert counters.queue.sum_s > 3 * held_s
+
+    _run(main)
+
+
+def test_waiting_for_a_thread_that_decodes_is_counted(
+    models: Any, toy: Any, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, prepare = threading.Event(), Request.prepare
+
+    def slow(self: Request, *arguments: Any) -> None:
+        assert go.wait(WAIT)
+        prepare(self, *arguments)
+
+    async def main() -> None:
+        async with AsyncClassifier(toy_bundle) as classifier:
+            monkeypatch.setattr(Request, "prepare", slow)
+            tasks = [asyncio.create_task(classifier.predict(image)) for image in toy.images(20)]
+            await _until(lambda: classifier.counters().queue_depth == 20)
+            tasks.pop().cancel()
+            await _until(lambda: classifier.counters().queue_depth == 19)
+            go.set()
+            await asyncio.gather(*tasks)
+            counters = classifier.counters()
+            assert (counters.queue_depth, counters.answers, counters.cancelled) == (0, 19, 1)
+
+    _run(main)
+
+
+def test_refused_and_cancelled_tasks_are_counted(models: Any, toy: Any, toy_bundle: Path) -> None:
+    async def main() -> None:
+        async with AsyncClassifier(toy_bundle, max_queue=1) as classifier:
+            image = toy.images(1)[0]
+            models[0].batches.clear()
+            models[0].go.clear()
+            held = asyncio.create_task(classifier.predict(image))
+            await _until(lambda: bool(models[0].batches))
+            with pytest.raises(QueueFullError):
+                await classifier.predict(image, timeout=0.0)
+            waiting = asyncio.create_task(classifier.predict(image, timeout=math.inf))
+            await _until(lambda: classifier.counters().queue_depth == 1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            models[0].go.set()
+            await held
+            counters = classifier.counters()
+            assert (dict(counters.errors), counters.cancelled) == ({"QueueFullError": 1}, 1)
+            with pytest.raises(UsageError, match="timeout `nan`"):
+                await classifier.predict(image, timeout=math.nan)
 
     _run(main)
 

@@ -14,15 +14,16 @@ import pytest
 
 import edgebert.runtime.choice as choice_module
 import edgebert.runtime.runner as runner_module
-from edgebert import Classifier
+from edgebert import Classifier, fingerprint
 from edgebert._json import dump_json
 from edgebert.artefact import describe, verify
 from edgebert.bench.loading import LoadRequest, load_arm
 from edgebert.bundle import read_bundle
 from edgebert.errors import BadDataError, MalformedBundleError, UnavailableError
+from edgebert.extras import installed_version
 from edgebert.fingerprint import ComputerFacts, Fingerprint, GpuFacts
 from edgebert.manifest import BundleForm
-from edgebert.runtime.choice import choices_for, open_first
+from edgebert.runtime.choice import choices_for, misfits_of, open_first
 from edgebert.runtime.runner import RUNNERS, ModelSource, RunnerOptions
 from edgebert.testing import FakeRunner
 
@@ -242,6 +243,59 @@ def test_the_portable_graph_is_said_once_with_every_reason(bundle: Path, caplog:
     assert f"(`{ENGINE}`: made with TensorRT 10.7.0, here is 10.3.0; `cpu`: made for x86_64, here is aarch64; " in said
     assert said.endswith("`intel-cpu`: made for windows, here is linux; made for x86_64, here is aarch64)")
     assert RecordingRunner.opened == []
+
+
+def test_the_portable_graph_of_a_bundle_of_unknown_targets_is_said(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rename(manifest: Any) -> None:
+        for place, form in enumerate(manifest["forms"]):
+            form["target"] = f"future-{place}"
+
+    _edit(bundle, rename)
+    with Classifier(bundle) as classifier:
+        assert classifier.target == "portable"
+    (said,) = _said(caplog)
+    assert "portable graph" in said
+    assert "`future-0`: a target that this version of edgebert does not know; `future-1`: " in said
+
+
+@pytest.fixture
+def not_of_pip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hide the versions of all backends from whoever does not import them, and return what is imported to ask."""
+    asked: list[str] = []
+
+    def found_version(backend: str) -> str | None:
+        asked.append(backend)
+        return installed_version(backend)
+
+    def computer_facts(backend: str, *, with_gpu: bool = False) -> ComputerFacts:
+        return replace(fingerprint.computer_facts(backend, with_gpu=with_gpu), backend_version=None)
+
+    monkeypatch.setattr(choice_module, "computer_facts", computer_facts)
+    monkeypatch.setattr(choice_module, "found_version", found_version)
+    return asked
+
+
+def test_a_form_whose_backend_no_package_manager_brought_is_taken(
+    make_toy_bundle: Callable[[Path], Path], tmp_path: Path, not_of_pip: list[str]
+) -> None:
+    folder = make_toy_bundle(tmp_path / "toy.edgebert")
+    _fingerprint(folder, 0, backend_version=">= 1.1")
+    form = read_bundle(folder).manifest.forms[0]
+    assert misfits_of(form) == ()
+    assert not_of_pip == [form.backend]
+    with Classifier(folder) as classifier:
+        assert classifier.target == form.target
+
+
+def test_a_backend_is_not_imported_for_a_form_that_does_not_fit_in_any_case(
+    make_toy_bundle: Callable[[Path], Path], tmp_path: Path, not_of_pip: list[str]
+) -> None:
+    folder = make_toy_bundle(tmp_path / "toy.edgebert")
+    _fingerprint(folder, 0, backend_version=">= 1.1", os="plan9")
+    assert any("plan9" in reason for reason in misfits_of(read_bundle(folder).manifest.forms[0]))
+    assert not_of_pip == []
 
 
 @pytest.mark.usefixtures("jetson")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import threading
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,50 @@ def test_answered_alone_counts_each_step_once() -> None:
     assert dict(counters.batch_sizes) == {1: 1}
     sums = {stage: counters.stage(stage).sum_s for stage in STAGES}
     assert sums == {"preprocess": 0.001, "infer": 0.003, "postprocess": 0.0005, "queue": 0.0, "whole": 0.0045}
+
+
+def _count_everything(tally: Tally) -> None:
+    for _ in range(3):
+        tally.answered_alone(0, 1_000_000, 3_000_000, 6_000_000)
+    tally.ran(2, 0, 1_000_000, 2_000_000)
+    tally.prepared(1_000_000)
+    tally.answered(2, 1_000_000)
+    tally.waited(1_000_000)
+    tally.failed(ImageError("no image"))
+    tally.cancelled()
+    tally.swapped("done")
+    _counters(tally)
+
+
+def test_a_signal_handler_that_counts_in_the_middle_of_counting_loses_nothing() -> None:
+    once = Tally()
+    _count_everything(once)
+    _count_everything(once)
+    expected = _counters(once)
+    place, interrupted, before = 0, True, sys.getprofile()
+    while interrupted:
+        place, interrupted, tally = place + 1, False, Tally()
+        left = place
+
+        def interrupt(frame: FrameType, event: str, argument: object) -> None:
+            # Python runs a signal handler where a function is entered and where one of C's returns.
+            nonlocal left, interrupted
+            if event not in ("call", "c_return") or Path(frame.f_code.co_filename).name != "counters.py":
+                return
+            left -= 1
+            if left == 0:
+                sys.setprofile(before)
+                interrupted = True
+                _count_everything(tally)  # noqa: B023  # called in this turn of the loop
+
+        sys.setprofile(interrupt)
+        try:
+            _count_everything(tally)
+        finally:
+            sys.setprofile(before)
+        if interrupted:
+            assert _counters(tally) == expected, place
+    assert place > 50
 
 
 @pytest.mark.parametrize("place", [0, 1, 57, len(BOUNDS_NS) - 1])

@@ -152,6 +152,26 @@ def test_a_failing_call_fails_exactly_its_batch(opened: Any, toy: Any) -> None:
     assert [future.result(WAIT) for future in futures[2:]] == [classifier.predict(image) for image in images[3:]]
 
 
+class _Picky(Exception):
+    """An error that cannot be copied: it asks for more than it keeps."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(what)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the device is gone"), _Picky("the device is gone", "here")])
+def test_an_error_of_a_backend_keeps_no_model(opened: Any, toy: Any, error: Exception) -> None:
+    classifier, model = opened(max_batch=2)
+    held = _hold(model, classifier, toy.images(1)[0])
+    futures = [held, *(classifier.submit(image) for image in toy.images(2))]
+    model.error = error
+    model.go.set()
+    errors = [future.exception(WAIT) for future in futures]
+    assert [(type(each), str(each)) for each in errors] == [(type(error), "the device is gone")] * 3
+    assert [each.__traceback__ for each in errors if each is not None] == [None] * 3
+    assert errors[1] is not errors[2] or isinstance(error, _Picky)
+
+
 def test_a_logit_that_is_not_finite_fails_only_its_image(opened: Any, toy: Any) -> None:
     classifier, model = opened()
     images = toy.images(4)

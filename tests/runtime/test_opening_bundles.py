@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -16,15 +17,20 @@ from PIL import Image
 
 from edgebert import Classifier
 from edgebert.archive import write_archive
-from edgebert.bundle import read_bundle, write_bundle
+from edgebert.bundle import Bundle, read_bundle, write_bundle
 from edgebert.errors import (
     BadDataError,
     InputNotFoundError,
+    MalformedBundleError,
+    MemoryExhaustedError,
     NoSuchBundleError,
     RefusedBundleError,
     UsageError,
 )
 from edgebert.install import InstallOptions, install, status
+from edgebert.runtime import opened as opened_module
+from edgebert.runtime.choice import Choice, open_first
+from edgebert.runtime.runner import Runner
 from edgebert.signing import SignaturePolicy, sign_bundle
 
 
@@ -97,6 +103,54 @@ def test_classifier_refuses_an_installed_folder_that_holds_another_bundle(bundle
     renamed(bundle, folder)
     with pytest.raises(RefusedBundleError, match="the one that its folder is named after"):
         Classifier(where)
+
+
+class _Unheard(Exception):
+    """A backend's error of a class that nobody knows."""
+
+
+def _break_form(bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let every model of a bundle of this name fail with an error, at its first inference."""
+
+    def failing(read: Bundle, choices: list[Choice]) -> tuple[Choice, Runner]:
+        choice, runner = open_first(read, choices)
+        if read.manifest.name == bundle.stem:
+
+            def infer(_: object) -> NoReturn:
+                raise error
+
+            monkeypatch.setattr(runner, "infer", infer)
+        return choice, runner
+
+    monkeypatch.setattr(opened_module, "open_first", failing)
+
+
+def test_classifier_refuses_a_bundle_whose_model_fails_in_any_way(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_form(bundle, monkeypatch, _Unheard("no such kernel"))
+    with pytest.raises(MalformedBundleError, match="no such kernel"):
+        Classifier(bundle)
+
+
+@pytest.mark.parametrize("error", [_Unheard("Failed to allocate memory for the buffer"), MemoryError()])
+def test_classifier_does_not_blame_a_bundle_when_memory_runs_out(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    _break_form(bundle, monkeypatch, error)
+    with pytest.raises(MemoryExhaustedError, match="memory ran out"):
+        Classifier(bundle)
+
+
+def test_classifier_goes_back_when_the_current_bundle_fails_in_any_way(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, update = tmp_path / "app", renamed(bundle, tmp_path / "next.edgebert")
+    install(bundle, folder)
+    install(update, folder, InstallOptions(self_test="later"))
+    _break_form(update, monkeypatch, _Unheard("no such kernel"))
+    with Classifier(folder) as classifier:
+        assert classifier.digest == read_bundle(bundle).digest
 
 
 def test_swap_takes_an_installation(bundle: Path, tmp_path: Path) -> None:

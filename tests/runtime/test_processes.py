@@ -255,3 +255,101 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     ran = _run(script, toy_bundle, "intel-cpu")
     assert (ran.returncode, ran.stderr) == (41, "")
+
+
+@NO_FORK
+def test_a_child_that_is_forked_while_an_answer_is_given_is_told(toy_bundle: Path) -> None:
+    script = """
+go, there, answered = threading.Event(), threading.Event(), classifier._tally.answered
+def slow(*arguments):
+    there.set()
+    go.wait()
+    answered(*arguments)
+classifier._tally.answered = slow
+future = classifier.submit(image)
+there.wait()
+child = os.fork()
+if child == 0:
+    try:
+        future.result(10)
+    except ForkedRuntimeError:
+        os._exit(41)
+    os._exit(1)
+_, status = os.waitpid(child, 0)
+go.set()
+assert future.result(10).label
+classifier.close()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    ran = _run(script, toy_bundle, "cpu")
+    assert (ran.returncode, ran.stderr) == (41, "")
+
+
+@NO_FORK
+def test_a_child_that_is_forked_just_after_an_answer_was_given_keeps_it(toy_bundle: Path) -> None:
+    script = """
+go, there, model_goes = threading.Event(), threading.Event(), threading.Event()
+def callback(future):
+    there.set()
+    go.wait()
+infer = classifier._opened.pipeline.runner.infer
+def held(batch):
+    model_goes.wait()
+    return infer(batch)
+classifier._opened.pipeline.runner.infer = held
+future = classifier.submit(image)
+future.add_done_callback(callback)
+model_goes.set()
+there.wait()
+child = os.fork()
+if child == 0:
+    os._exit(41 if future.result(10).label else 1)
+_, status = os.waitpid(child, 0)
+go.set()
+classifier.close()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    ran = _run(script, toy_bundle, "cpu")
+    assert (ran.returncode, ran.stderr) == (41, "")
+
+
+def test_a_place_whose_thread_is_stopped_does_not_keep_the_program_from_ending(toy_bundle: Path) -> None:
+    script = """
+import edgebert.runtime.micro_batches as micro_batches
+micro_batches._EXIT_WAIT_S = 3600  # which must not be waited for
+classifier.submit(image).result()
+reserve, there = classifier._queue.reserve, threading.Event()
+def slow(*arguments):
+    reserve(*arguments)
+    there.set()
+    threading.Event().wait()
+classifier._queue.reserve = slow
+threading.Thread(target=classifier.submit, args=(image,), daemon=True).start()
+there.wait()
+"""
+    ran = _run(script, toy_bundle, "cpu")
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_an_image_that_is_decoded_while_the_program_ends_does_not_keep_it(toy_bundle: Path) -> None:
+    script = """
+import atexit
+import edgebert.runtime.micro_batches as micro_batches, edgebert.runtime.opened as opened
+micro_batches._EXIT_WAIT_S = opened._EXIT_WAIT_S = 3600  # which must not be waited for
+classifier.submit(image).result()
+put, there, go = classifier._queue.put, threading.Event(), threading.Event()
+def slow(request):
+    there.set()
+    go.wait()
+    put(request)
+classifier._queue.put = slow
+threading.Thread(target=classifier.submit, args=(image,), daemon=True).start()
+there.wait()
+dropped = micro_batches.MicroBatches.drop_places
+def drop_places(queue):
+    dropped(queue)
+    go.set()
+micro_batches.MicroBatches.drop_places = drop_places
+"""
+    ran = _run(script, toy_bundle, "cpu")
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -18,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgebert.card import ModelCard, Provenance
-from edgebert.errors import BadDataError, EdgebertError, UnavailableError, UsageError
+from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError, UnavailableError, UsageError
 from edgebert.preprocess import Preprocessing
+from edgebert.runtime import openvino_runner
 from edgebert.runtime.runner import (
     MAX_BATCH,
     RUNNERS,
@@ -27,6 +28,7 @@ from edgebert.runtime.runner import (
     ModelSource,
     Runner,
     RunnerOptions,
+    _runner_class,
     check_device,
     open_runner,
     physical_cores,
@@ -239,6 +241,80 @@ def test_open_refuses_bytes_that_are_no_model(backend: str, content: bytes, toy:
     pytest.importorskip(backend)
     with pytest.raises(BadDataError):
         open_runner(backend, ModelSource(spec=toy.spec, files={"model.onnx": content}))
+
+
+def _fails_when_run(spec: InputSpec) -> bytes:
+    """Return a graph that loads, and whose Reshape fits no image of `spec`."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    several = spec.height * spec.width * 3 + 1
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=kinds.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["rows"]),
+        helper.make_node("Slice", ["rows", "from", "to", "axes"], ["logits"]),
+    ]
+    constants = {"shape": [-1, several], "from": [0], "to": [spec.classes], "axes": [1]}
+    graph = helper.make_graph(
+        nodes,
+        "fails",
+        [helper.make_tensor_value_info("image", kinds.UINT8, ["batch", spec.height, spec.width, 3])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["batch", spec.classes])],
+        [onnx.numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_open_refuses_a_model_that_cannot_be_run(backend: str, toy: Any) -> None:
+    pytest.importorskip(backend)
+    with pytest.raises(BadDataError, match="cannot run the model"):
+        open_runner(backend, ModelSource(spec=toy.spec, files={"model.onnx": _fails_when_run(toy.spec)}))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Exception during loading: std::bad_alloc"), MemoryError("std::bad_alloc")]
+)
+@pytest.mark.parametrize("step", ["load", "first inference"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_open_does_not_blame_a_model_when_memory_runs_out(
+    backend: str, step: str, error: Exception, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(backend)
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise error
+
+    if step == "first inference":
+        monkeypatch.setattr(_runner_class(backend), "infer", exhausted)
+    elif backend == "onnxruntime":
+        monkeypatch.setattr("onnxruntime.InferenceSession", exhausted)
+    else:
+        monkeypatch.setattr(openvino_runner, "_read_model", exhausted)
+    with pytest.raises(MemoryExhaustedError, match="std::bad_alloc"):
+        open_runner(backend, ModelSource(spec=toy.spec, files={"model.onnx": toy.graph()}))
+
+
+def test_openvino_is_asked_once_what_a_device_can_be_set_to(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    core, asked = openvino_runner._core(), []
+
+    class Asked:
+        """The Core, whose questions are written down."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def get_property(self, device: str, name: str) -> Any:
+            asked.append((device, name))
+            return core.get_property(device, name)
+
+    monkeypatch.setattr(openvino_runner, "_core", Asked)
+    openvino_runner._supported.cache_clear()
+    source = ModelSource(spec=toy.spec, files={"model.onnx": toy.graph()})
+    for _ in range(2):
+        open_runner("openvino", source).close()
+    assert asked == [("CPU", "SUPPORTED_PROPERTIES")]
 
 
 def test_open_refuses_an_ir_with_a_document_type(toy: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from edgebert.errors import BadDataError, UnavailableError
 from edgebert.runtime import ort_runner
+from edgebert.runtime import runner as runner_module
 from edgebert.runtime.runner import (
     RUNNERS,
     InputSpec,
@@ -67,15 +68,27 @@ def test_physical_cores_counts_siblings_once(monkeypatch: pytest.MonkeyPatch) ->
             raise FileNotFoundError(path)
         return siblings[cpu] + "\n"
 
+    monkeypatch.setattr(runner_module, "granted_cpus", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4})
     monkeypatch.setattr(Path, "read_text", read)
     assert physical_cores() == 3
 
 
 def test_physical_cores_falls_back_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "granted_cpus", lambda: None)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert physical_cores() == 6
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 6), (8.0, 6), (2.0, 2), (2.9, 2), (0.5, 1)])
+def test_physical_cores_keeps_to_the_quota_of_a_container(
+    quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(runner_module, "granted_cpus", lambda: quota)
+    assert physical_cores() == cores
 
 
 def test_an_old_onnxruntime_is_warned_of_once(

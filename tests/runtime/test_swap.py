@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import multiprocessing
+import operator
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +350,36 @@ def test_predict_batch_takes_an_array_of_images(opened: Any, toy: Any) -> None:
     classifier, _ = opened()
     images = toy.images(40)
     assert classifier.predict_batch(images) == [classifier.predict(image) for image in images]
+
+
+class _Indexed(Sequence[Any]):
+    """A sequence that cannot be sliced, as a list of files that are read when they are asked for."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._images[operator.index(index)]
+
+
+@pytest.mark.parametrize("kind", [collections.deque, _Indexed, tuple])
+def test_predict_batch_takes_any_sequence(opened: Any, toy: Any, kind: Callable[[Any], Any]) -> None:
+    classifier, _ = opened()
+    images = toy.images(40)
+    assert classifier.predict_batch(kind(images)) == classifier.predict_batch(images)
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 40])
+def test_predict_batch_says_which_image_was_answered_with_nan(opened: Any, toy: Any, place: int) -> None:
+    classifier, model = opened()
+    images = toy.images(50)
+    images[place] = 7
+    model.broken = lambda image: bool((image == 7).all())
+    with pytest.raises(NotFiniteError, match=rf"image {place} of 50 with \[nan"):
+        classifier.predict_batch(images)
 
 
 def test_predict_batch_is_answered_by_one_bundle(opened: Any, models: Any, toy: Any, other_bundle: Path) -> None:

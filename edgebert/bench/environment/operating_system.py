@@ -9,7 +9,8 @@ from __future__ import annotations
 import platform
 import re
 
-from edgebert.bench.environment.control_group import group_version, read_cpu_max, read_cpuset, read_memory_limit
+from edgebert._cpu_quota import read_cpu_max
+from edgebert.bench.environment.control_group import group_version, read_cpuset, read_memory_limit
 from edgebert.bench.environment.schema import KernelSettings
 from edgebert.bench.environment.system_files import SystemFiles, chosen, read_memory
 from edgebert.bench.schema import Cgroup, OperatingSystem

@@ -12,7 +12,8 @@ import os
 import re
 from collections.abc import Callable
 
-from edgebert.bench.environment.control_group import quota_cpus, read_cpu_max, read_cpuset, read_memory_limit
+from edgebert._cpu_quota import quota_cpus, read_cpu_max
+from edgebert.bench.environment.control_group import read_cpuset, read_memory_limit
 from edgebert.bench.environment.operating_system import ASLR, CLOCK_SOURCE, HUGE_PAGES
 from edgebert.bench.environment.power_state import read_governors, read_turbo
 from edgebert.bench.environment.power_supply import batteries, on_mains
