@@ -562,6 +562,6 @@ def test_wheels_that_nobody_used_for_a_month_are_removed(device: Any, bundle: Pa
         (cache / name).mkdir(parents=True)
         (cache / name / "edgebert.whl").write_bytes(b"a wheel")
         for path in (cache / name / "edgebert.whl", cache / name):
-            os.utime(path, (time.time() - days * 86400,) * 2)
+            os.utime(path, (time.time() - days * 86400, time.time() - days * 86400))
     install_on(host(device), bundle, "~/widgets", UNTESTED)
     assert sorted(path.name for path in cache.iterdir()) == sorted(["recent", device_wheel().sha256])
