@@ -202,9 +202,9 @@ def half_parity(
     Raises:
         UnavailableError: onnxruntime is not installed.
     """
-    reference = _answers(source, images)
-    controls = [_answers(control_graph(source, grid=grid), images) for grid in _GRIDS]
-    typed, rounded = _answers(form, images), _answers(rounded_graph(form), images)
+    reference = answers_in_float32(source, images)
+    controls = [answers_in_float32(control_graph(source, grid=grid), images) for grid in _GRIDS]
+    typed, rounded = answers_in_float32(form, images), answers_in_float32(rounded_graph(form), images)
     scale = float(np.abs(reference).max())
     control = max(float(np.abs(each - reference).max()) for each in controls)
     allowed = allowed_difference(control, scale)
@@ -261,8 +261,16 @@ def _margins(logits: NDArray[np.float32], thresholds: Sequence[float]) -> NDArra
     return margin
 
 
-def _answers(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Run a graph as it is written, unoptimised: integer kernels of some CPUs saturate, and nothing here is timed."""
+def answers_in_float32(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return float32 (images, classes): a graph as it is written, unoptimised, since integer kernels of some CPUs saturate.
+
+    Args:
+        model: a graph of edgebert's, in any form.
+        images: uint8 (images, height, width, 3).
+
+    Raises:
+        UnavailableError: onnxruntime is not installed.
+    """
     require("onnxruntime")
     import onnxruntime
 

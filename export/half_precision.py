@@ -270,7 +270,7 @@ class _Rewriting:
         return iter(renamed)
 
 
-_NUMPY = {_FLOAT: np.float32, _HALF: np.float16}
+_NUMPY: dict[int, type[np.float32 | np.float16]] = {_FLOAT: np.float32, _HALF: np.float16}
 
 
 def _own_pairs(model: onnx.ModelProto, float32: Collection[str]) -> None:

@@ -119,14 +119,10 @@ def _squared(node: NodeProto | None, topology: Topology) -> str | None:
     """Return what a node squares."""
     if node is None:
         return None
-    if node.op_type == "Mul" and node.input[0] == node.input[1]:
-        return node.input[0]
-    if node.op_type == "Pow":
-        exponent = topology.floats(node.input[1])
-        return (
-            node.input[0] if exponent is not None and exponent.size == 1 and float(exponent.ravel()[0]) == 2 else None
-        )
-    return None
+    exponent = topology.floats(node.input[1]) if node.op_type == "Pow" else None
+    by_itself = node.op_type == "Mul" and node.input[0] == node.input[1]
+    to_two = exponent is not None and exponent.size == 1 and float(exponent.ravel()[0]) == 2
+    return str(node.input[0]) if by_itself or to_two else None
 
 
 def _quotient(root: NodeProto, deviation: str, topology: Topology) -> NodeProto | None:

@@ -20,6 +20,7 @@ from edgebert.export.half_precision import half_graph
 from edgebert.export.tensorrt_operator_rules import OPSETS
 from edgebert.export.tensorrt_rewrites import (
     cast_pixels_first,
+    drop_idle_gathers,
     drop_idle_masks,
     scale_on_queries,
     whole_norms,
@@ -69,6 +70,7 @@ def rewritten_graph(model: onnx.ModelProto) -> onnx.ModelProto:
             )
     result = copy_of_model(model)
     cast_pixels_first(result)
+    drop_idle_gathers(result)
     drop_idle_masks(result)
     whole_norms(result)
     scale_on_queries(result)

@@ -180,7 +180,7 @@ def _kind(quantised: bool) -> str:
 
 
 # How ONNX's schemas write a type, where one is written and not a variable.
-_ONNX_NAMES = {
+_ONNX_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "float",
     TensorProto.FLOAT16: "float16",
     TensorProto.DOUBLE: "double",

@@ -1,6 +1,8 @@
 """Rewritings for TensorRT that leave every answer as it is, of float and of quantised graphs, before any type changes.
 
 * the pixels are cast first: TensorRT takes UINT8 as a network's input, and nothing but Cast may read it;
+* a Gather that gathers everything in order goes: PyTorch's exporter writes a pooled map of one place so, with indices that it
+  computes from the batch size at run time;
 * a mask that masks nothing goes: transformers' vision models add one, made of the lowest float32, which FP16 does not hold;
 * a layer norm in pieces becomes one node, whose sums stay in float32 (`stash_type`): in FP16 its squares overflow
   (85.27 % against 18.96 % top-1 for a ViT-B/16, onnxsim/onnxsim, scripts/nvidia/README.md);
@@ -12,15 +14,19 @@ Each takes a model that it changes, and returns how many places it changed.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from edgebert.export.attention import Attention, attentions_of_graph, constant_factor
 from edgebert.export.graph_edits import (
     Shape,
     add_constant,
+    copy_of_model,
     drop_unread,
     element_types,
     name_of,
@@ -29,8 +35,10 @@ from edgebert.export.graph_edits import (
     shapes,
 )
 from edgebert.export.norm_pieces import norms_in_pieces
-from edgebert.export.topology import Topology
+from edgebert.export.topology import Topology, attribute_of
 
+_BATCHES = (1, 2, 5)  # indices are affine in the batch size: two would do
+_MOST_FOR_INDICES = 40  # nodes; the exporter writes about ten
 _SPREADS = (
     "Expand",
     "Identity",
@@ -75,6 +83,24 @@ def drop_idle_casts(model: onnx.ModelProto) -> int:
         for node in model.graph.node
         if node.op_type == "Cast" and node.output[0] not in outputs and types.get(node.input[0]) == _cast_to(node)
     }
+    read_instead(model, idle)
+    drop_unread(model)
+    return len(idle)
+
+
+def drop_idle_gathers(model: onnx.ModelProto) -> int:
+    """Drop each flattening and gathering of a value that gives the value itself, whatever the batch size."""
+    topology, sides = Topology(model), shapes(model)
+    idle: dict[str, str] = {}
+    for node in model.graph.node:
+        flat = topology.producers.get(node.input[0]) if node.op_type == "Gather" else None
+        if flat is None or flat.op_type != "Reshape" or attribute_of(node, "axis", 0) != 0:
+            continue
+        target, shape = topology.array(flat.input[1]), sides.get(flat.input[0])
+        if target is None or target.tolist() != [-1] or not shape:
+            continue
+        if all(_gathers_in_order(model, node.input[1], shape, batch) for batch in _BATCHES):
+            idle[node.output[0]] = flat.input[0]
     read_instead(model, idle)
     drop_unread(model)
     return len(idle)
@@ -139,7 +165,7 @@ def scale_on_queries(model: onnx.ModelProto) -> int:
         scalings = _movable(attention, topology)
         if not scalings:
             continue
-        factor = float(np.prod([constant_factor(node, topology) for node in scalings]))
+        factor = math.prod(constant_factor(node, topology) or 0.0 for node in scalings)  # none is None
         inserted[attention.scores.output[0]] = _scaled_queries(model, attention.scores, topology, factor)
         for node in scalings:
             kept = next(name for name in node.input if topology.constant(name) is None)
@@ -188,6 +214,25 @@ def _scaled_queries(model: onnx.ModelProto, product: NodeProto, topology: Topolo
     return [helper.make_node("Mul", [source, by], [f"{stem}.scaled"], name=f"{stem}.Mul"), *pair]
 
 
+def _gathers_in_order(model: onnx.ModelProto, indices: str, shape: Shape, batch: int) -> bool:
+    """Say whether indices that follow from the batch size alone count a value of this shape from first to last."""
+    if not all(isinstance(side, int) for side in shape[1:]):
+        return False
+    part = copy_of_model(model)
+    del part.graph.output[:], part.metadata_props[:]
+    part.graph.output.append(helper.make_tensor_value_info(indices, TensorProto.INT64, None))
+    drop_unread(part)
+    image = model.graph.input[0]
+    sides = [side.dim_value for side in image.type.tensor_type.shape.dim][1:]
+    asks = [node for node in part.graph.node if image.name in node.input]
+    if any(node.op_type not in ("Cast", "Shape") for node in asks) or len(part.graph.node) > _MOST_FOR_INDICES:
+        return False
+    image_of_size = np.zeros((batch, *sides), np.uint8)
+    found = np.asarray(next(iter(ReferenceEvaluator(part).run(None, {image.name: image_of_size}))))
+    wanted = (batch, *shape[1:])
+    return np.array_equal(found, np.arange(math.prod(int(side) for side in wanted)).reshape(wanted))
+
+
 def _is_zero(node: NodeProto, topology: Topology) -> bool:
     """Say whether a Where gives zeros alone, because its condition is one constant and the chosen side is zero."""
     condition = _uniform(node.input[0], topology)
@@ -217,4 +262,4 @@ def _keeps_shape(other: Shape | None, result: Shape | None, readers: list[NodePr
 
 
 def _cast_to(node: NodeProto) -> int:
-    return next(attribute.i for attribute in node.attribute if attribute.name == "to")
+    return attribute_of(node, "to", TensorProto.UNDEFINED)
