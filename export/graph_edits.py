@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
+from edgebert.errors import BadDataError
+
 Shape = tuple[int | str, ...]
 
 
@@ -61,9 +63,13 @@ def add_constant(model: onnx.ModelProto, name: str, values: NDArray[np.generic])
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type of every value, as ONNX infers it: a number of `TensorProto.DataType`."""
+    """Return the element type of every value, as ONNX infers it: a number of `TensorProto.DataType`.
+
+    Raises:
+        BadDataError: ONNX cannot infer them: an operator has the wrong inputs, or there is no such operator.
+    """
     types: dict[str, int] = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(_without_values(model))
+    inferred = _inferred(model)
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         if value.type.tensor_type.elem_type:
             types[value.name] = value.type.tensor_type.elem_type
@@ -71,9 +77,13 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Return the shape of every value whose rank ONNX infers; a side that is not known is a name, or empty."""
+    """Return the shape of every value whose rank ONNX infers; a side that is not known is a name, or empty.
+
+    Raises:
+        BadDataError: as `element_types` has it.
+    """
     found: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(_without_values(model), data_prop=True)
+    inferred = _inferred(model)
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         if value.type.tensor_type.HasField("shape"):
             sides = value.type.tensor_type.shape.dim
@@ -94,6 +104,17 @@ def named(node: NodeProto) -> str:
 
 
 _LARGE = 1024  # numbers: no shape or axis that inference reads has as many
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(_without_values(model), data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BadDataError(
+            f"ONNX does not understand the graph: {str(error).strip().splitlines()[-1]}",
+            expected="a valid ONNX graph",
+            hint="edgebert export CHECKPOINT -o GRAPH.onnx",
+        ) from error
 
 
 def _without_values(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -88,9 +88,10 @@ def control_graph(model: onnx.ModelProto, *, grid: float) -> onnx.ModelProto:
         if tensor.data_type == _FLOAT and readers.get(tensor.name) not in wide:
             values = numpy_helper.to_array(tensor)
             with np.errstate(over="ignore", under="ignore"):
+                exact = values.astype(np.float16) == values  # such as an exponent of 2: FP16 changes nothing of it
                 rounded = (values * np.float32(grid)).astype(np.float16).astype(np.float32) / np.float32(grid)
-            kept = np.isfinite(rounded) & ((rounded != 0) | (values == 0))
-            tensor.CopyFrom(numpy_helper.from_array(np.where(kept, rounded, values).astype(np.float32), tensor.name))
+            taken = np.isfinite(rounded) & (rounded != 0) & ~exact
+            tensor.CopyFrom(numpy_helper.from_array(np.where(taken, rounded, values).astype(np.float32), tensor.name))
     made = {name for node in result.graph.node if name_of(node) not in wide for name in node.output}
     made -= {output.name for output in result.graph.output}
     _round_values(result, {name for name in made if types.get(name) == _FLOAT}, grid=grid)

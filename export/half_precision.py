@@ -7,7 +7,7 @@ the caller names. LayerNormalization keeps `stash_type` 1: its sums are float32 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +48,14 @@ class HalfConstant:
     """A constant that FP16 does not hold.
 
     Attributes:
-        node: operator and name of who reads it.
+        node: name of who reads it.
+        operator: who reads it, with its operator, as messages say it.
         constant: its name.
         value: the number in it that is farthest outside.
     """
 
     node: str
+    operator: str
     constant: str
     value: float
 
@@ -69,24 +71,29 @@ def half_graph(model: onnx.ModelProto, *, float32: Collection[str] = ()) -> onnx
         BadDataError: a constant lies beyond 65,504, or the graph holds FP16 or sub-graphs already.
     """
     _check_source(model, float32)
-    beyond = half_constants(model, float32=float32)
+    types = element_types(model)
+    beyond = half_constants(Topology(model), types, float32_names(model, types, float32))
     if beyond:
         first = beyond[0]
         raise BadDataError(
-            f"{first.node} reads the constant `{first.constant}`, which holds {first.value:.6g}"
+            f"{first.operator} reads the constant `{first.constant}`, which holds {first.value:.6g}"
             + (f", and {len(beyond) - 1} more like it" if len(beyond) > 1 else ""),
-            expected=f"constants within {HALF_MAX:.0f}, which is all that FP16 holds",
-            hint=f"keep that node in float32, or write a mask as -10000: strong_graph(..., float32=(`{first.node}`,))",
+            expected=f"constants within {HALF_MAX:.0f}, and no divisor below {HALF_STEP / 2:.1g}: what FP16 holds",
+            hint=f"write a mask as -10000, or keep the node in float32: strong_graph(..., float32=({first.node!r},))",
         )
     return _Rewriting(model, float32).result()
 
 
-def half_constants(model: onnx.ModelProto, *, float32: Collection[str] = ()) -> tuple[HalfConstant, ...]:
-    """Return the float32 constants that FP16 does not hold: beyond 65,504, and divisors that become zero."""
-    topology, types = Topology(model), element_types(model)
-    wide = float32_names(model, types, float32)
+def half_constants(topology: Topology, types: Mapping[str, int], wide: Collection[str]) -> tuple[HalfConstant, ...]:
+    """Return the float32 constants that FP16 does not hold: beyond 65,504, and divisors that become zero.
+
+    Args:
+        topology: of the graph.
+        types: of its values (`edgebert.export.graph_edits.element_types`).
+        wide: names of the nodes that compute in float32 (`float32_names`).
+    """
     found = []
-    for node in model.graph.node:
+    for node in topology.graph.node:
         if name_of(node) in wide or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         for position, name in enumerate(node.input):
@@ -100,11 +107,11 @@ def half_constants(model: onnx.ModelProto, *, float32: Collection[str] = ()) -> 
                 outside = np.concatenate([outside, values[(np.abs(values) <= HALF_STEP / 2) & (values != 0)]])
             if outside.size:
                 worst = float(outside[np.argmax(np.abs(outside))])
-                found.append(HalfConstant(node=named(node), constant=name, value=worst))
+                found.append(HalfConstant(node=name_of(node), operator=named(node), constant=name, value=worst))
     return tuple(found)
 
 
-def float32_names(model: onnx.ModelProto, types: dict[str, int], chosen: Collection[str]) -> set[str]:
+def float32_names(model: onnx.ModelProto, types: Mapping[str, int], chosen: Collection[str]) -> set[str]:
     """Return the names of the nodes that compute in float32: those that normalise pixels, and those chosen.
 
     A Q and a DQ are of the type of what their DQ feeds.
@@ -203,14 +210,14 @@ class _Rewriting:
             self._convert_weight(node, wanted)
             return
         for position, name in enumerate(node.input):
-            if self._source.get(name) == _FLOAT and (node.op_type, position) not in _ALWAYS_FLOAT:
-                node.input[position] = self._in_type(name, wanted)
+            if self._source.get(name) != _FLOAT or (node.op_type, position) in _ALWAYS_FLOAT:
+                continue
+            scale = position == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            node.input[position] = self._half_scale(name) if scale and wanted == _HALF else self._in_type(name, wanted)
 
     def _convert_weight(self, node: NodeProto, wanted: int) -> None:
         stored, scale = self._topology.array(node.input[0]), self._topology.array(node.input[1])
         if wanted == _FLOAT or stored is None or scale is None or stored.dtype != np.int8:
-            if wanted == _HALF:
-                node.input[1] = self._in_type(node.input[1], wanted)
             return
         steps, half = half_weight(stored.astype(np.int8), scale.astype(np.float32), attribute_of(node, "axis", 1))
         node.input[1] = add_constant(self._model, f"{node.output[0]}.scale.fp16", half)
@@ -226,26 +233,28 @@ class _Rewriting:
             self._made[key] = f"{name}.{'fp16' if wanted == _HALF else 'fp32'}"
             constant = self._topology.array(name)
             if constant is not None:
-                # A scale below half of the smallest FP16 number would become zero.
-                positive = name in self._scales()
-                half = constant.astype(np.float16)
-                values = np.maximum(half, np.float16(HALF_STEP)) if positive else half
-                add_constant(self._model, self._made[key], values)
+                add_constant(self._model, self._made[key], constant.astype(_NUMPY[wanted]))
             else:
                 self._nodes.append(
                     helper.make_node("Cast", [name], [self._made[key]], name=f"{self._made[key]}.Cast", to=wanted)
                 )
         return self._made[key]
 
-    def _scales(self) -> set[str]:
-        return {
-            node.input[1]
-            for node in self._model.graph.node
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 1
-        }
+    def _half_scale(self, name: str) -> str:
+        """Return a scale of an activation in FP16: the nearest number above zero."""
+        scale = self._topology.array(name)
+        if scale is None:
+            return self._in_type(name, _HALF)  # a rule of its own names it
+        key = (f"{name}.scale", _HALF)
+        if key not in self._made:
+            half = np.maximum(scale.astype(np.float16), np.float16(HALF_STEP))
+            self._made[key] = add_constant(self._model, f"{name}.scale.fp16", half)
+        return self._made[key]
 
     def _convert_attributes(self, node: NodeProto, wanted: int) -> None:
-        """Set what an operator is told of its output's type."""
+        """Set what an operator is told of its output's type; ConstantOfShape gives float32 where it is told nothing."""
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32))))
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:
                 attribute.i = wanted

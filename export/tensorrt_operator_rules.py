@@ -28,6 +28,17 @@ _NAMES = TensorProto.DataType
 _STANDARD = ("", "ai.onnx")
 
 
+def valid(graph: TypedGraph) -> Iterator[Violation]:
+    """ONNX understands the graph and infers the type of every value: a rule that reads types would pass over others."""
+    if graph.unreadable:
+        yield "the graph", f"is not understood: {graph.unreadable}"
+        return
+    for node in graph.nodes():
+        unknown = [name for name in node.output if name and name not in graph.types]
+        if unknown:
+            yield violation(node, f"gives `{unknown[0]}` of a type that is not known")
+
+
 def opset(graph: TypedGraph) -> Iterator[Violation]:
     """Opset 19 or 20, of the standard operators alone."""
     versions = [entry.version for entry in graph.model.opset_import if entry.domain in _STANDARD]
@@ -122,8 +133,8 @@ def half_region(graph: TypedGraph) -> Iterator[Violation]:
 
 def constants(graph: TypedGraph) -> Iterator[Violation]:
     """Constants that FP16 arithmetic reads lie within 65,504."""
-    for beyond in half_constants(graph.model, float32=graph.float32):
-        yield beyond.node, f"reads `{beyond.constant}`, which holds {beyond.value:.6g}"
+    for beyond in half_constants(graph.topology, graph.types, graph.float32):
+        yield beyond.operator, f"reads `{beyond.constant}`, which holds {beyond.value:.6g}"
     for node in graph.nodes():
         for name in node.input:
             tensor = graph.topology.constant(name)

@@ -71,6 +71,7 @@ _EXPORT = "export it with `edgebert export`, opset 20"
 
 RULES: dict[str, Rule] = {
     "opset": Rule(operators.opset, _EXPORT),
+    "valid": Rule(operators.valid, _EXPORT),
     "domain": Rule(operators.domain, _EXPORT),
     "quantised-operators": Rule(operators.quantised_operators, f"write it as Q/DQ: {_QUANTIZE}"),
     "attention-operator": Rule(operators.attention_operator, 'export with `attn_implementation="eager"`'),

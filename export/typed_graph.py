@@ -8,7 +8,8 @@ from typing import Literal
 import onnx
 from onnx import NodeProto
 
-from edgebert.export.graph_edits import element_types, named, shapes
+from edgebert.errors import BadDataError
+from edgebert.export.graph_edits import Shape, element_types, named, shapes
 from edgebert.export.half_precision import float32_names
 from edgebert.export.topology import LINEAR_OPERATORS, Topology
 
@@ -30,8 +31,13 @@ class TypedGraph:
         self.model = model
         self.typing = typing
         self.topology = Topology(model)
-        self.types = element_types(model)
-        self.shapes = shapes(model)
+        self.unreadable = ""  # why ONNX cannot infer types: rules that need none still say what they find
+        self.types: dict[str, int] = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        self.shapes: dict[str, Shape] = {}
+        try:
+            self.types, self.shapes = element_types(model), shapes(model)
+        except BadDataError as error:
+            self.unreadable = error.what
         self.float32 = float32_names(model, self.types, float32)
 
     def nodes(self, *operators: str) -> Iterator[NodeProto]:
