@@ -71,7 +71,7 @@ def rounded_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def control_graph(model: onnx.ModelProto, *, grid: float) -> onnx.ModelProto:
+def control_graph(model: onnx.ModelProto, *, grid: float, float32: Collection[str] = ()) -> onnx.ModelProto:
     """Return the source itself with every constant and every result rounded to 11 bits, on another grid than FP16's.
 
     It owes nothing to the rewriting. By how much it answers otherwise is what rounding of that size does to this network.
@@ -79,10 +79,11 @@ def control_graph(model: onnx.ModelProto, *, grid: float) -> onnx.ModelProto:
     Args:
         model: the FP32 graph or the INT8 graph; not changed.
         grid: what values are multiplied by before they are rounded, and divided by after.
+        float32: names of nodes whose answers are not rounded.
     """
     result = copy_of_model(model)
     types = element_types(result)
-    wide = float32_names(result, types, ())
+    wide = float32_names(result, types, float32)
     readers = {name: name_of(node) for node in result.graph.node for name in node.input}
     for tensor in result.graph.initializer:
         if tensor.data_type == _FLOAT and readers.get(tensor.name) not in wide:
@@ -186,7 +187,12 @@ class HalfParity:
 
 
 def half_parity(
-    source: onnx.ModelProto, form: onnx.ModelProto, images: NDArray[np.uint8], *, thresholds: Sequence[float] = ()
+    source: onnx.ModelProto,
+    form: onnx.ModelProto,
+    images: NDArray[np.uint8],
+    *,
+    thresholds: Sequence[float] = (),
+    float32: Collection[str] = (),
 ) -> HalfParity:
     """Compare a strongly typed form with the graph it was made of.
 
@@ -199,12 +205,13 @@ def half_parity(
         form: what `edgebert.export.tensorrt_graph.strong_graph` made of it.
         images: uint8 (images, height, width, 3).
         thresholds: of a multi-label model, as its card has them.
+        float32: what the form was told to keep in float32.
 
     Raises:
         UnavailableError: onnxruntime is not installed.
     """
     reference = answers_in_float32(source, images)
-    controls = [answers_in_float32(control_graph(source, grid=grid), images) for grid in _GRIDS]
+    controls = [answers_in_float32(control_graph(source, grid=grid, float32=float32), images) for grid in _GRIDS]
     typed, rounded = answers_in_float32(form, images), answers_in_float32(rounded_graph(form), images)
     scale = float(np.abs(reference).max())
     control = max(float(np.abs(each - reference).max()) for each in controls)

@@ -21,7 +21,9 @@ def images(count: int = 12) -> NDArray[np.uint8]:
     return np.random.default_rng(3).integers(0, 256, (count, 4, 4, 3), np.uint8)
 
 
-def float_network(*, mask: Mask = "none", norm: Literal["whole", "pieces"] = "whole", gain: float = 1.0) -> onnx.ModelProto:
+def float_network(
+    *, mask: Mask = "none", norm: Literal["whole", "pieces"] = "whole", gain: float = 1.0
+) -> onnx.ModelProto:
     """Return `image` uint8 (batch, 4, 4, 3) -> stem, norm, attention with a late scale, residual, norm, mean, head -> `logits`.
 
     Args:
@@ -109,7 +111,7 @@ _SIDES = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}
 
 
 def _node(
-    operator: str, inputs: list[str], name: str, output: str = "", **attributes: int | float | list[int] | str
+    operator: str, inputs: list[str], name: str, output: str = "", **attributes: float | list[int] | str
 ) -> NodeProto:
     return helper.make_node(operator, inputs, [output or name], name=name, **attributes)
 

@@ -324,7 +324,9 @@ PLANTED: list[tuple[str, Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "change", "node"), PLANTED, ids=[f"{rule}-{at}" for at, (rule, _, _) in enumerate(PLANTED)])
+@pytest.mark.parametrize(
+    ("rule", "change", "node"), PLANTED, ids=[f"{rule}-{at}" for at, (rule, _, _) in enumerate(PLANTED)]
+)
 def test_findings_names_rule_node_and_remedy_when_one_is_broken(
     strong: onnx.ModelProto, rule: str, change: Change, node: str
 ) -> None:
