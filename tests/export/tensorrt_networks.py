@@ -110,10 +110,10 @@ def maker_of(model: onnx.ModelProto, node: str, position: int, *operators: str) 
 _SIDES = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}
 
 
-def _node(
-    operator: str, inputs: list[str], name: str, output: str = "", **attributes: float | list[int] | str
-) -> NodeProto:
-    return helper.make_node(operator, inputs, [output or name], name=name, **attributes)
+def _node(operator: str, inputs: list[str], name: str, output: str = "", **attributes: float | list[int]) -> NodeProto:
+    node = helper.make_node(operator, inputs, [output or name], name=name)
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+    return node
 
 
 def _projection(name: str, perm: list[int]) -> list[NodeProto]:

@@ -347,6 +347,20 @@ def test_findings_finds_nothing_in_the_form_of_an_int8_graph(layout: Layout) -> 
     assert findings(strong_graph(int8_network(layout)), typing="strong") == ()
 
 
+def test_findings_accepts_a_float_weight_with_q_and_dq(strong: onnx.ModelProto) -> None:
+    """What ModelOpt writes, and the parser reads as well as a stored weight."""
+    model = copy_of_model(strong)
+    dequantiser = _weight(model)
+    weight = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float16)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "float.weight"))
+    inputs = ["float.weight", *dequantiser.input[1:]]
+    _insert_before(
+        model, dequantiser, helper.make_node("QuantizeLinear", inputs, ["q.weight"], name="q.weight", axis=1)
+    )
+    _weight(model).input[0] = "q.weight"
+    assert findings(model, typing="strong") == ()
+
+
 def test_findings_finds_nothing_in_the_form_of_a_float_graph() -> None:
     assert findings(strong_graph(float_network()), typing="strong") == ()
 
