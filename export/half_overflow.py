@@ -170,7 +170,7 @@ def _largest(
     settings.log_severity_level = 3
     settings.intra_op_num_threads = physical_cores()
     session = onnxruntime.InferenceSession(bytes_of_model(opened), settings, providers=["CPUExecutionProvider"])
-    found = dict.fromkeys(values, (0.0, 0))
+    found: dict[str, tuple[float, int]] = dict.fromkeys(values, (0.0, 0))
     for number in range(len(images)):
         answers = session.run(list(values), {INPUT_NAME: images[number : number + 1]})
         for name, answer in zip(values, answers, strict=True):

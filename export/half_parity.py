@@ -102,9 +102,8 @@ def control_graph(model: onnx.ModelProto, *, grid: float, float32: Collection[st
 def _round_values(model: onnx.ModelProto, values: Collection[str], *, grid: float) -> None:
     """Put Casts to FP16 and back behind each of these values where it is made, between a factor and its inverse."""
     factors = ("grid.up", "grid.down")
-    if grid != 1.0:
-        for name, factor in zip(factors, (grid, 1.0 / grid), strict=True):
-            add_constant(model, name, np.array(factor, np.float32))
+    for name, factor in zip(factors, (grid, 1.0 / grid), strict=True):
+        add_constant(model, name, np.array(factor, np.float32))
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         nodes.append(node)
@@ -112,24 +111,18 @@ def _round_values(model: onnx.ModelProto, values: Collection[str], *, grid: floa
             continue
         for name in [each for each in node.output if each in values]:
             node.output[:] = [f"{name}.exact" if each == name else each for each in node.output]
-            nodes.extend(_rounding(name, factors if grid != 1.0 else None))
+            nodes.extend(_rounding(name, factors))
     set_nodes(model, nodes)
 
 
-def _rounding(name: str, factors: tuple[str, str] | None) -> list[NodeProto]:
-    steps = [("Cast", _HALF), ("Cast", _FLOAT)]
-    names = [f"{name}.exact", f"{name}.half", name]
-    if factors is not None:
-        up, half, wide = f"{name}.up", f"{name}.half", f"{name}.wide"
-        return [
-            helper.make_node("Mul", [names[0], factors[0]], [up], name=f"{name}.to_grid"),
-            helper.make_node("Cast", [up], [half], name=f"{name}.to_half", to=_HALF),
-            helper.make_node("Cast", [half], [wide], name=f"{name}.from_half", to=_FLOAT),
-            helper.make_node("Mul", [wide, factors[1]], [name], name=f"{name}.from_grid"),
-        ]
+def _rounding(name: str, factors: tuple[str, str]) -> list[NodeProto]:
+    """Return the nodes from `NAME.exact` to `NAME`; a factor of 1 changes no bit, and no number that FP16 holds or not."""
+    up, half, wide = f"{name}.up", f"{name}.half", f"{name}.wide"
     return [
-        helper.make_node(operator, [source], [output], name=f"{output}.of_half.{kind}", to=kind)
-        for (operator, kind), source, output in zip(steps, names[:2], names[1:], strict=True)
+        helper.make_node("Mul", [f"{name}.exact", factors[0]], [up], name=f"{name}.to_grid"),
+        helper.make_node("Cast", [up], [half], name=f"{name}.to_half", to=_HALF),
+        helper.make_node("Cast", [half], [wide], name=f"{name}.from_half", to=_FLOAT),
+        helper.make_node("Mul", [wide, factors[1]], [name], name=f"{name}.from_grid"),
     ]
 
 

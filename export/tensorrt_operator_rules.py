@@ -125,7 +125,7 @@ def half_region(graph: TypedGraph) -> Iterator[Violation]:
     for node in graph.nodes():
         if node.op_type in ("Cast", "Constant") or name_of(node) in graph.float32:
             continue
-        kinds = [graph.types.get(name) for name in node.output if name]
+        kinds = [graph.types.get(name, TensorProto.UNDEFINED) for name in node.output if name]
         wide = [kind for kind in kinds if kind in _FLOATS and kind != TensorProto.FLOAT16]
         if wide:
             yield violation(node, f"computes in {_NAMES.Name(wide[0])}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from edgebert.errors import BadDataError
 from edgebert.export.half_overflow import check_half_range, half_peaks
@@ -16,7 +17,7 @@ def test_half_peaks_are_the_largest_magnitudes_of_the_graphs_values() -> None:
     peak = next(each for each in half_peaks(model, images()) if each.value == "stream")
     opened = onnx.ModelProto.FromString(model.SerializeToString())
     opened.graph.output.append(onnx.helper.make_tensor_value_info("stream", onnx.TensorProto.FLOAT, None))
-    answers = onnx.reference.ReferenceEvaluator(opened).run(None, {"image": images()})
+    answers = ReferenceEvaluator(opened).run(None, {"image": images()})
     assert isinstance(answers, list)
     by_image = np.abs(answers[1]).reshape(len(images()), -1).max(axis=1)
     assert peak.largest == pytest.approx(by_image.max(), rel=1e-5)
