@@ -378,9 +378,8 @@ class _Request:
             cuda.begin_capture(self._stream)
             try:
                 self._enqueue(self._images)
-            finally:
-                graph = cuda.end_capture(self._stream)
-            stack.callback(cuda.destroy_graph, graph)
+            finally:  # the capture ends in any case, or the stream stays useless
+                stack.callback(cuda.destroy_graph, graph := cuda.end_capture(self._stream))
             self._graph = cuda.instantiate(graph)
             stack.callback(cuda.destroy_executable, self._graph)
         except EdgebertError as error:

@@ -293,6 +293,13 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         why="a stand-in for NVIDIA's driver, which the test has just compiled",
         unused="no C compiler",
     ),
+    Exemption(
+        "ctypes.dlopen",
+        "*/libcudart_double.so",
+        by="ctypes",
+        why="a stand-in for NVIDIA's CUDA runtime, which the test has just compiled",
+        unused="no C compiler",
+    ),
     # Stand-ins for programs, written by the test itself.
     Exemption(
         "program",
