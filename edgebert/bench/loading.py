@@ -21,7 +21,7 @@ from edgebert.extras import require
 from edgebert.manifest import GRAPH_FILE
 from edgebert.runtime.choice import Choice, choices_for
 from edgebert.runtime.pipeline import Pipeline
-from edgebert.runtime.runner import RUNNERS, InputSpec, ModelSource, RunnerOptions, check_device, open_runner
+from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
 from edgebert.target import TARGETS, resolve_target
 
 DEFAULT_GRAPH_TARGET = "cpu"
@@ -149,10 +149,11 @@ def _read_graph(request: LoadRequest) -> _Readable:
     content = read_input(Path(request.path), what="the graph")
     card = graph_card(content, what=f"`{request.path}`")
     target = resolve_target(request.target or DEFAULT_GRAPH_TARGET)
-    if target.backend not in RUNNERS:
+    if target.form == "engine":
+        check_device(target.backend, target.device)  # a computer without one is told how to get to one, not to compile
         raise UnavailableError(
             f"a graph cannot run as `{target.name}`: {target.backend} takes a compiled form only",
-            expected=", ".join(sorted(name for name, known in TARGETS.items() if known.backend in RUNNERS)),
+            expected=", ".join(sorted(name for name, known in TARGETS.items() if known.form != "engine")),
             hint=f"edgebert compile {request.path} --target {target.name} -o NAME.edgebert",
         )
     choice = Choice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from edgebert._files import sha256_of_path
+from edgebert.bench import loading
 from edgebert.bench.graph_card import graph_card
 from edgebert.bench.harness import result_from_arms
 from edgebert.bench.loading import LoadRequest, load_arm
@@ -96,11 +98,18 @@ def test_load_arm_refuses_a_bundle_that_was_changed(make_toy_bundle: Callable[[P
         load(bundle, "bundle")
 
 
-def test_load_arm_runs_a_graph_where_the_target_says(graph_bytes: bytes, tmp_path: Path) -> None:
+def test_load_arm_runs_a_graph_where_the_target_says(
+    graph_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = tmp_path / "g.onnx"
     graph.write_bytes(graph_bytes)
     assert load(graph, "graph") == "cpu onnxruntime"
     assert load(graph, "graph", "intel-cpu") == "intel-cpu openvino"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UnavailableError, match="TensorRT is not on this computer") as caught:
+        load(graph, "graph", "jetson")
+    assert "--host USER@HOST" in str(caught.value.hint)
+    monkeypatch.setattr(loading, "check_device", lambda backend, device: None)
     with pytest.raises(UnavailableError, match="tensorrt takes a compiled form only"):
         load(graph, "graph", "jetson")
     with pytest.raises(UsageError):
