@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-import edgebert
-from edgebert._json import Fields
+from edgebert._json import Fields, JsonObject
 from edgebert._progress import Progress
 from edgebert.bench.out_of_memory import oom_kills, says_out_of_memory
 from edgebert.bench.protocol import error_from_message, read_message, write_message
+from edgebert.bench.worker_process import worker_environment
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
 from edgebert.export.engine_build import PlanRequest
 from edgebert.runtime.tensorrt_errors import FREE_MEMORY
@@ -100,8 +100,8 @@ def run_build(
         EdgebertError: it crashed, hangs, or reported an error, of the class it had there.
     """
     with _Child(command) as child, Progress(what, 100) as progress:
-        content = {"request": request.to_json(), "graph": str(graph), "plan": str(plan), "cache": cache and str(cache)}
-        child.ask(content)
+        folder = None if cache is None else str(cache)
+        child.ask({"request": request.to_json(), "graph": str(graph), "plan": str(plan), "cache": folder})
         answer = child.answer(progress, timeout_s)
         if answer.text("type") == "error":
             found = error_from_message(answer)
@@ -123,7 +123,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_environment(),
+            env=dict(worker_environment(os.cpu_count() or 1)),
             start_new_session=True,  # a Ctrl-C is the parent's to handle, and what the child starts ends with it
         )
         self._answers: queue.Queue[Fields | BadDataError | None] = queue.Queue()
@@ -133,11 +133,11 @@ class _Child:
         for thread in self._threads:
             thread.start()
 
-    def ask(self, content: dict[str, object]) -> None:
+    def ask(self, content: JsonObject) -> None:
         """Send the one request; stdin stays open, and its end is the end of the child."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # a child that is gone already is explained by `answer`
-            write_message(self._process.stdin, "build", 1, content)  # type: ignore[arg-type]  # values of JSON
+            write_message(self._process.stdin, "build", 1, content)
 
     def answer(self, progress: Progress, timeout_s: float) -> Fields:
         """Show progress until the answer, and return it."""
@@ -255,15 +255,6 @@ class _Child:
         self._stderr.seek(max(0, size - _LAST_BYTES))
         lines = self._stderr.read().decode("utf-8", "replace").split("\n")
         return " / ".join(line.strip() for line in lines[-6:] if line.strip()) or "nothing"
-
-
-def _environment() -> dict[str, str]:
-    """Return our environment with this very edgebert first on the path."""
-    environment = dict(os.environ)
-    here = str(Path(edgebert.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    environment["PYTHONSAFEPATH"] = "1"
-    return environment
 
 
 def _kib(file: Path, key: str) -> int | None:

@@ -407,7 +407,8 @@ class _Buffer:
         if not engine.is_mapped:
             self.device = engine.cuda.allocate(size)
             stack.callback(engine.cuda.free, self.device)
-        self.array: NDArray[Any] = np.frombuffer((ctypes.c_uint8 * size).from_address(self._host), dtype).reshape(shape)
+        memory = memoryview((ctypes.c_uint8 * size).from_address(self._host))
+        self.array: NDArray[Any] = np.frombuffer(memory, dtype).reshape(shape)
         self._image_bytes = size // shape[0]
 
     def to_device(self, images: int, stream: int) -> None:

@@ -62,8 +62,10 @@ def _there_and_back(runtime: CudaRuntime) -> None:
     size, stream = 4096, runtime.create_stream()
     host, other, device = runtime.allocate_host(size), runtime.allocate_host(size), runtime.allocate(size)
     try:
-        here = np.frombuffer((ctypes.c_uint8 * size).from_address(host), np.uint8)
-        there = np.frombuffer((ctypes.c_uint8 * size).from_address(other), np.uint8)
+        here, there = (
+            np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
+            for address in (host, other)
+        )
         here[:] = np.arange(size) % 251
         there[:] = 0
         runtime.copy_to_device(device, host, size, stream)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import importlib
 import json
 import os
 import signal
@@ -113,7 +114,7 @@ class _Enum(enum.Enum):
 
 
 def _enum(name: str, members: dict[str, int]) -> Any:
-    return _Enum(name, members)  # type: ignore[call-overload]  # the functional form, with names from a table
+    return _Enum(name, members)  # type: ignore[call-arg]  # the functional form, with names from a table
 
 
 # Name -> 10.x integer, 11.x integer or None. Only what edgebert could meet; the real enumerations have more.
@@ -168,7 +169,7 @@ def _add_enums(trt: Any, release: tuple[int, ...]) -> None:
     trt.ProfilingVerbosity = _enum("ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2})
     trt.TensorIOMode = _enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
     trt.DeviceType = _enum("DeviceType", {"GPU": 0, "DLA": 1})
-    types = ("FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64", "INT4")
+    types: tuple[str, ...] = ("FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64", "INT4")
     types = (*types, "FP4", "E8M0") if release >= (10, 13) else types
     trt.DataType = _enum("DataType", {name: place for place, name in enumerate(types)})
 
@@ -519,11 +520,11 @@ _Port = tuple[str, tuple[int, ...], str]
 def _interface(content: bytes) -> tuple[list[_Port], list[_Port]] | None:
     """Return name, shape and type of an ONNX file's inputs and outputs; None where it is none."""
     import onnx
-    from google.protobuf.message import DecodeError
 
+    decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError  # it has no types
     try:
         graph = onnx.load_from_string(content).graph
-    except DecodeError:
+    except decode_error:
         return None
     if not graph.input:
         return None
@@ -579,7 +580,8 @@ def _serialized(trt: Any, network: Any, config: Any, script: Script) -> bytes:
         "logits": [logits.name, tuple(logits.shape), logits.dtype.name],
         "profile": profile,
     }
-    return _MAGIC + json.dumps(header).encode() + b"\n" + network._content
+    content: bytes = network._content
+    return _MAGIC + json.dumps(header).encode() + b"\n" + content
 
 
 def _add_runtime(trt: Any, version: str, script: Script) -> None:
@@ -626,7 +628,7 @@ def _add_runtime(trt: Any, version: str, script: Script) -> None:
 
         def __init__(self, runtime: Runtime, header: dict[str, Any], graph: bytes) -> None:
             self._runtime, self._logger, self._header = runtime, runtime._logger, header
-            self._ports = {port[0]: port for port in (header["image"], header["logits"])}
+            self._ports: dict[str, Any] = {port[0]: port for port in (header["image"], header["logits"])}
             self._run = _computing(graph, header["image"][0])
 
         @property
@@ -729,7 +731,10 @@ def _add_runtime(trt: Any, version: str, script: Script) -> None:
             return True
 
         def _kernel(self, source: int, target: int, shape: tuple[int, ...]) -> Callable[[], None]:
-            run, queued_by = self._engine._run, self._queued_by  # not the context itself, which would live as long as the work
+            run, queued_by = (
+                self._engine._run,
+                self._queued_by,
+            )  # not the context itself, which would live as long as the work
 
             def work() -> None:
                 pixels = np.frombuffer(ctypes.string_at(source, int(np.prod(shape))), np.uint8).reshape(shape)
