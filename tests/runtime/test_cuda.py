@@ -192,6 +192,20 @@ def test_describe_version(version: int, text: str) -> None:
 # NVIDIA's own libraries: installed for the test into a folder that it removes, never committed.
 
 
+@pytest.fixture(scope="module")
+def system() -> CudaRuntime:
+    """The CUDA runtime of a computer that has one, as a program finds it: of a Jetson, or of a computer with a GPU."""
+    try:
+        return load_cuda()
+    except UnavailableError as error:
+        pytest.skip(error.what)
+
+
+def test_the_systems_library_works_or_says_why_not(system: CudaRuntime) -> None:
+    assert system.runtime_version() >= 12000
+    _works_or_says_why_not(system)
+
+
 @pytest.fixture(scope="module", params=["12", "13"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, CudaRuntime]:
     major: str = request.param
@@ -213,7 +227,10 @@ def test_the_real_library_has_every_function(real: tuple[str, CudaRuntime]) -> N
 
 
 def test_the_real_library_works_or_says_why_not(real: tuple[str, CudaRuntime]) -> None:
-    _, runtime = real
+    _works_or_says_why_not(real[1])
+
+
+def _works_or_says_why_not(runtime: CudaRuntime) -> None:
     if not _has_gpu(runtime):
         with pytest.raises(EdgebertError, match=r"error (35|100)"):
             runtime.allocate(64)
@@ -224,6 +241,16 @@ def test_the_real_library_works_or_says_why_not(real: tuple[str, CudaRuntime]) -
     assert runtime.multiprocessors() > 0
     assert 0 < runtime.memory()[0] <= runtime.memory()[1]
     _there_and_back(runtime)
+    stream = (
+        runtime.create_stream()
+    )  # a capture that was spoilt leaves the stream as it was, which the runner relies on
+    runtime.begin_capture(stream)
+    with pytest.raises(EdgebertError, match="error 900"):
+        runtime.synchronize(stream)
+    with pytest.raises(EdgebertError):
+        runtime.end_capture(stream)
+    runtime.synchronize(stream)
+    runtime.destroy_stream(stream)
 
 
 def _has_gpu(runtime: CudaRuntime) -> bool:
