@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from edgebert.errors import UnavailableError
@@ -69,6 +71,9 @@ FLOORS = {
     "mlperf_loadgen": "6.0.17",
 }
 
+# What a system package may bring without the records that pip keeps.
+_OF_THE_SYSTEM = ("tensorrt",)
+
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
 
@@ -84,7 +89,7 @@ def installed_version(module: str) -> str | None:
     try:
         return importlib.metadata.version(DISTRIBUTIONS.get(module, module))
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return _version_in_source(module) if module in _OF_THE_SYSTEM else None
 
 
 def below_floor(module: str, version: str) -> bool:
@@ -125,6 +130,22 @@ def switch_off_telemetry() -> None:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how `import` is told to fail
     os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch, for a program that imported OpenVINO before us
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def _version_in_source(module: str) -> str | None:
+    """Return `__version__` as a package's own `__init__.py` writes it, or None; the package is not imported."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # ValueError: it is imported already, and has no spec
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        source = Path(spec.origin).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"""^__version__ = ["'](\d[\w.+-]{0,40})["']""", source, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

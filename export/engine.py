@@ -22,7 +22,7 @@ from typing import Literal
 from edgebert import __version__
 from edgebert._files import Output, claimed, sha256_of_file, staged_together
 from edgebert._json import Fields, JsonObject
-from edgebert.errors import EdgebertError, UsageError
+from edgebert.errors import EdgebertError, RefusedError, UsageError
 from edgebert.export.engine_build import MAX_OPTIMIZATION_LEVEL, PlanRequest
 from edgebert.export.engine_cache import check_private, default_folder
 from edgebert.export.engine_process import MemoryPeak, available_bytes, run_build, total_bytes
@@ -232,6 +232,20 @@ def build_engine(graphs: bytes | Mapping[Typing, bytes], options: EngineOptions)
     if len(errors) == len(candidates):
         raise _none_built(candidates, errors)
     return EngineReport(candidates=tuple(candidates))
+
+
+def engine_files(candidate: EngineCandidate) -> dict[str, bytes]:
+    """Return what a bundle holds of an engine, `engine.plan` and `engine.json`, as the runner takes it.
+
+    Raises:
+        RefusedError: the engine's file is no longer what was built.
+    """
+    assert candidate.folder is not None, "a candidate that failed has no files"
+    assert candidate.manifest is not None
+    plan = (candidate.folder / PLAN_FILE).read_bytes()
+    if hashlib.sha256(plan).hexdigest() != candidate.manifest.plan_sha256:
+        raise RefusedError(f"`{candidate.folder / PLAN_FILE}` was changed since it was built")
+    return {PLAN_FILE: plan, ENGINE_FILE: candidate.manifest.to_bytes()}
 
 
 def faster_engine(report: EngineReport, measured: Sequence[MeasuredEngine], *, floor: float) -> EngineChoice:

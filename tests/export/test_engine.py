@@ -16,12 +16,7 @@ from typing import Any
 
 import pytest
 
-from edgebert.errors import (
-    EdgebertError,
-    MemoryExhaustedError,
-    UnavailableError,
-    UsageError,
-)
+from edgebert.errors import EdgebertError, MemoryExhaustedError, RefusedError, UnavailableError, UsageError
 from edgebert.export import engine_process
 from edgebert.export.engine import (
     EngineCandidate,
@@ -29,6 +24,7 @@ from edgebert.export.engine import (
     EngineReport,
     MeasuredEngine,
     build_engine,
+    engine_files,
     faster_engine,
     workspace_bytes,
 )
@@ -258,6 +254,16 @@ def test_a_build_shows_its_progress_on_stderr(
     assert out == ""
     assert "build strong 10/100" in err
     assert "Reading Network" in err
+
+
+def test_engine_files_are_what_was_built(device: Device, toy: Any, tmp_path: Path) -> None:
+    built = build_engine(toy.graph(), options(tmp_path, typing="strong")).built[0]
+    assert built.folder is not None
+    files = engine_files(built)
+    assert files == {name: (built.folder / name).read_bytes() for name in (PLAN_FILE, ENGINE_FILE)}
+    (built.folder / PLAN_FILE).write_bytes(b"another")
+    with pytest.raises(RefusedError, match="was changed since it was built"):
+        engine_files(built)
 
 
 # What is there already

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgebert import Classifier
 from edgebert._json import dump_json
 from edgebert.errors import (
     BadDataError,
@@ -341,6 +342,57 @@ def test_a_manifest_that_would_fit_anywhere_is_refused(jetson: Jetson, toy: Any,
 def test_an_engine_without_its_manifest_is_refused(jetson: Jetson, toy: Any, files: dict[str, bytes]) -> None:
     with pytest.raises(UnavailableError, match="cannot run in TensorRT as it is"):
         opened(jetson, jetson.source(toy, files))
+
+
+# From a bundle
+
+
+def with_engine(folder: Path, files: dict[str, bytes]) -> None:
+    """Add an engine to a bundle, as its first form."""
+    inside = {f"forms/jetson/{name}": content for name, content in files.items()}
+    for name, content in inside.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    fingerprint = json.loads(files[ENGINE_FILE])["fingerprint"]
+    form = {"target": "jetson", "backend": "tensorrt", "device": "GPU", "files": sorted(inside), "machine": "aarch64"}
+    form |= {"disabled_optimizers": [], "versions": {}, "notes": [], "fingerprint": fingerprint}
+    manifest["forms"].insert(0, form)
+    manifest["sizes"].update({name: len(content) for name, content in inside.items()})
+    for canary in manifest["canaries"]:
+        for entry in ("logits", "tolerance"):
+            canary[entry]["tensorrt:GPU"] = canary[entry]["onnxruntime"]
+    (folder / "manifest.json").write_text(dump_json(manifest), encoding="utf-8")
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(lines), newline="\n")
+
+
+def test_classifier_answers_from_the_engine_of_a_bundle(
+    jetson: Jetson, toy: Any, make_toy_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgebert.fingerprint.installed_version", lambda module: "10.3.0")
+    bundle = make_toy_bundle(tmp_path / "toy.edgebert")
+    with_engine(bundle, jetson.engine(toy.graph()))
+    image = toy.images(1)[0]
+    with Classifier(bundle) as classifier:
+        assert (classifier.target, classifier.backend) == ("jetson", "tensorrt")
+        expected = toy.card.class_names[int(np.argmax(toy.logits(image[np.newaxis])))]
+        assert classifier.predict(image).label == expected
+    assert cuda(jetson).live() == {}
+
+
+def test_an_engine_in_a_bundle_of_another_device_is_not_loaded(
+    jetson: Jetson, toy: Any, make_toy_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgebert.fingerprint.installed_version", lambda module: "10.3.0")
+    bundle = make_toy_bundle(tmp_path / "toy.edgebert")
+    with_engine(bundle, jetson.engine(toy.graph()))
+    jetson.facts = replace(ORIN_NANO, multiprocessors=16)
+    with pytest.raises(UnavailableError, match="this many multiprocessors: 8, here is 16"):
+        Classifier(bundle, target="jetson")
+    assert not_loaded(jetson)
 
 
 # What TensorRT says when it fails
