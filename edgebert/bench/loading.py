@@ -98,6 +98,7 @@ def load_arm(request: LoadRequest, before_loading: Callable[[], None]) -> Loaded
         UnavailableError: its target cannot run here.
         InputNotFoundError, BadDataError, RefusedError: as the reader of this kind of artefact.
     """
+    _check_engines_run_here(request)
     readable = _READERS[request.kind](request)
     started = time.perf_counter_ns()
     choice = _first_available(readable.choices)
@@ -118,6 +119,15 @@ def load_arm(request: LoadRequest, before_loading: Callable[[], None]) -> Loaded
         import_ns=imported - started,
         load_ns=loaded - loading,
     )
+
+
+def _check_engines_run_here(request: LoadRequest) -> None:
+    """Tell a computer that runs no engines how to get to one that does, before it is told to compile one."""
+    if request.target is None or request.kind == "checkpoint":
+        return
+    target = resolve_target(request.target)
+    if target.form == "engine":
+        check_device(target.backend, target.device)
 
 
 def _first_available(choices: list[Choice]) -> Choice:
@@ -150,7 +160,6 @@ def _read_graph(request: LoadRequest) -> _Readable:
     card = graph_card(content, what=f"`{request.path}`")
     target = resolve_target(request.target or DEFAULT_GRAPH_TARGET)
     if target.form == "engine":
-        check_device(target.backend, target.device)  # a computer without one is told how to get to one, not to compile
         raise UnavailableError(
             f"a graph cannot run as `{target.name}`: {target.backend} takes a compiled form only",
             expected=", ".join(sorted(name for name, known in TARGETS.items() if known.form != "engine")),

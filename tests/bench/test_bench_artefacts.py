@@ -98,6 +98,23 @@ def test_load_arm_refuses_a_bundle_that_was_changed(make_toy_bundle: Callable[[P
         load(bundle, "bundle")
 
 
+@pytest.mark.parametrize("kind", ["bundle", "graph"])
+def test_load_arm_names_the_two_ways_to_a_board_where_there_is_none(
+    make_toy_bundle: Callable[[Path], Path],
+    graph_bytes: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (tmp_path / "g.onnx").write_bytes(graph_bytes)
+    path = {"bundle": make_toy_bundle(tmp_path / "b.edgebert"), "graph": tmp_path / "g.onnx"}[kind]
+    with pytest.raises(UnavailableError, match="TensorRT is not on this computer") as caught:
+        load(path, kind, "jetson")
+    assert "--host USER@HOST" in str(caught.value.hint)
+    assert "on the board itself" in str(caught.value.hint)
+
+
 def test_load_arm_runs_a_graph_where_the_target_says(
     graph_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,10 +122,6 @@ def test_load_arm_runs_a_graph_where_the_target_says(
     graph.write_bytes(graph_bytes)
     assert load(graph, "graph") == "cpu onnxruntime"
     assert load(graph, "graph", "intel-cpu") == "intel-cpu openvino"
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(UnavailableError, match="TensorRT is not on this computer") as caught:
-        load(graph, "graph", "jetson")
-    assert "--host USER@HOST" in str(caught.value.hint)
     monkeypatch.setattr(loading, "check_device", lambda backend, device: None)
     with pytest.raises(UnavailableError, match="tensorrt takes a compiled form only"):
         load(graph, "graph", "jetson")

@@ -355,7 +355,13 @@ def with_engine(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     fingerprint = json.loads(files[ENGINE_FILE])["fingerprint"]
-    form = {"target": "jetson", "backend": "tensorrt", "device": "GPU", "files": sorted(inside), "machine": "aarch64"}
+    form: dict[str, Any] = {
+        "target": "jetson",
+        "backend": "tensorrt",
+        "device": "GPU",
+        "files": sorted(inside),
+        "machine": "aarch64",
+    }
     form |= {"disabled_optimizers": [], "versions": {}, "notes": [], "fingerprint": fingerprint}
     manifest["forms"].insert(0, form)
     manifest["sizes"].update({name: len(content) for name, content in inside.items()})
