@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert import __version__
+from edgebert.errors import UnavailableError
 from edgebert.extras import EXTRAS, FLOORS, below_floor, found_version, install_command, require
 from edgebert.fingerprint import gpu_facts, machine
 from edgebert.runtime.instructions import cpu_flags, int8_instructions
+from edgebert.runtime.runner import check_device
 from edgebert.target import TARGETS, Target
 
 # Flags that decide which INT8 kernels a CPU runs (compression.md, sections 5.4 and 6.1).
@@ -117,15 +119,23 @@ def _target_state(target: Target) -> TargetState:
 
 
 def _why_not_here(target: Target) -> str:
+    if target.backend == "tensorrt":  # of the system, and its version alone says little
+        return _why_no_tensorrt()
     version = found_version(target.backend)
     if version is None:
         return f"`{target.backend}` is not installed: {install_command(target.backend)}"
     if below_floor(target.backend, version):
         return f"`{target.backend}` {version} is below {FLOORS[target.backend]}: {install_command(target.backend)}"
-    if target.backend == "tensorrt":
-        return "this version builds no TensorRT engines"
     if target.backend == "openvino" and target.device not in openvino_devices():
         return f"OpenVINO finds no {target.device} here: {', '.join(openvino_devices()) or 'no device'}"
+    return ""
+
+
+def _why_no_tensorrt() -> str:
+    try:
+        check_device("tensorrt", "GPU")
+    except UnavailableError as error:
+        return f"{error.what}: {error.hint}" if error.hint else error.what
     return ""
 
 

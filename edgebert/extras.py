@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 
 from edgebert.errors import UnavailableError
@@ -80,6 +81,9 @@ FLOORS = {
     "mlperf_loadgen": "6.0.17",
 }
 
+# What a system package may bring without the records that pip keeps.
+_OF_THE_SYSTEM = ("tensorrt",)
+
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
 
@@ -98,6 +102,8 @@ def installed_version(module: str) -> str | None:
     for name in (DISTRIBUTIONS.get(module, module), *_ALTERNATIVES.get(module, ())):
         with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
+    if module in _OF_THE_SYSTEM:
+        return _version_in_source(module)
     version = getattr(sys.modules.get(module), "__version__", None)
     return version if isinstance(version, str) else None
 
@@ -165,6 +171,22 @@ def switch_off_telemetry() -> None:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how `import` is told to fail
     os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch, for a program that imported OpenVINO before us
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def _version_in_source(module: str) -> str | None:
+    """Return `__version__` as a package's own `__init__.py` writes it, or None; the package is not imported."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # ValueError: it is imported already, and has no spec
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        source = Path(spec.origin).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"""^__version__ = ["'](\d[\w.+-]{0,40})["']""", source, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

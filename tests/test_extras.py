@@ -153,3 +153,26 @@ def test_require_refuses_a_version_below_the_floor(monkeypatch: pytest.MonkeyPat
 
 def test_install_command_of_tensorrt_is_the_systems() -> None:
     assert "apt-get" in install_command("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("source", "version"),
+    [
+        ('from .tensorrt import *\n\n__version__ = "10.13.3.9"\n', "10.13.3.9"),
+        ("x = 1\n", None),
+        ('__version__ = "\x1b[2J"\n', None),
+    ],
+)
+def test_installed_version_reads_what_a_system_package_says_of_itself(
+    source: str, version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed_version("tensorrt") == version
+    assert "tensorrt" not in sys.modules
+
+
+def test_installed_version_of_a_blocked_module_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert installed_version("tensorrt") is None

@@ -21,7 +21,7 @@ from edgebert.extras import require
 from edgebert.manifest import GRAPH_FILE
 from edgebert.runtime.choice import Choice, choices_for
 from edgebert.runtime.pipeline import Pipeline
-from edgebert.runtime.runner import RUNNERS, InputSpec, ModelSource, RunnerOptions, check_device, open_runner
+from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
 from edgebert.target import TARGETS, resolve_target
 
 DEFAULT_GRAPH_TARGET = "cpu"
@@ -98,6 +98,7 @@ def load_arm(request: LoadRequest, before_loading: Callable[[], None]) -> Loaded
         UnavailableError: its target cannot run here.
         InputNotFoundError, BadDataError, RefusedError: as the reader of this kind of artefact.
     """
+    _check_engines_run_here(request)
     readable = _READERS[request.kind](request)
     started = time.perf_counter_ns()
     choice = _first_available(readable.choices)
@@ -118,6 +119,15 @@ def load_arm(request: LoadRequest, before_loading: Callable[[], None]) -> Loaded
         import_ns=imported - started,
         load_ns=loaded - loading,
     )
+
+
+def _check_engines_run_here(request: LoadRequest) -> None:
+    """Tell a computer that runs no engines how to get to one that does, before it is told to compile one."""
+    if request.target is None or request.kind == "checkpoint":
+        return
+    target = resolve_target(request.target)
+    if target.form == "engine":
+        check_device(target.backend, target.device)
 
 
 def _first_available(choices: list[Choice]) -> Choice:
@@ -149,10 +159,10 @@ def _read_graph(request: LoadRequest) -> _Readable:
     content = read_input(Path(request.path), what="the graph")
     card = graph_card(content, what=f"`{request.path}`")
     target = resolve_target(request.target or DEFAULT_GRAPH_TARGET)
-    if target.backend not in RUNNERS:
+    if target.form == "engine":
         raise UnavailableError(
             f"a graph cannot run as `{target.name}`: {target.backend} takes a compiled form only",
-            expected=", ".join(sorted(name for name, known in TARGETS.items() if known.backend in RUNNERS)),
+            expected=", ".join(sorted(name for name, known in TARGETS.items() if known.form != "engine")),
             hint=f"edgebert compile {request.path} --target {target.name} -o NAME.edgebert",
         )
     choice = Choice(

@@ -46,6 +46,16 @@ HOST_ONLY = (
     "edgebert.train",
 )
 
+# What a device needs of a package that stays on the host: engines are built on the board.
+ON_DEVICE = (
+    "edgebert.export",
+    "edgebert.export.engine",
+    "edgebert.export.engine_build",
+    "edgebert.export.engine_cache",
+    "edgebert.export.engine_child",
+    "edgebert.export.engine_process",
+)
+
 # A test compares these with pyproject.toml.
 REQUIRES = (
     "numpy>=1.24",
@@ -124,7 +134,11 @@ def is_host_only(module: str) -> bool:
 
     >>> is_host_only("edgebert.train.loop"), is_host_only("edgebert.runtime.classifier")
     (True, False)
+    >>> is_host_only("edgebert.export.graph"), is_host_only("edgebert.export.engine")
+    (True, False)
     """
+    if module.removesuffix(".__init__") in ON_DEVICE:
+        return False
     return any(module == name or module.startswith(f"{name}.") for name in HOST_ONLY)
 
 

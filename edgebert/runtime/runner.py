@@ -4,7 +4,7 @@ A new backend is one file with a class of this shape, one line in `RUNNERS`, one
 parameter of the conformance test.
 
 >>> sorted(RUNNERS)
-['onnxruntime', 'openvino', 'torch']
+['onnxruntime', 'openvino', 'tensorrt', 'torch']
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Protocol, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from edgebert.errors import (
     UnavailableError,
     UsageError,
 )
-from edgebert.target import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 RUNNERS = {
     "onnxruntime": "edgebert.runtime.ort_runner:OrtRunner",
     "openvino": "edgebert.runtime.openvino_runner:OpenVinoRunner",
+    "tensorrt": "edgebert.runtime.tensorrt_runner:TensorRtRunner",
     "torch": "edgebert.runtime.torch_runner:TorchRunner",
 }
 
@@ -82,7 +82,7 @@ class ModelSource:
     """The bytes of a compiled model, already verified; nothing is read from disk after the hash was checked.
 
     Attributes:
-        files: name -> content: `model.onnx`, or `model.xml` and `model.bin`; empty for a checkpoint.
+        files: name -> content: `model.onnx`, `model.xml` and `model.bin`, or `engine.plan` and `engine.json`; empty for a checkpoint.
         folder: the checkpoint folder, for the eager PyTorch runner only.
         spec: what the model must take and give; a model that differs is refused.
     """
@@ -268,10 +268,6 @@ def unavailable_device(backend: str, device: str, available: list[str]) -> Unava
 
 def _runner_class(backend: str) -> type[Runner]:
     if backend not in RUNNERS:
-        if backend in get_args(Backend):
-            raise UnavailableError(
-                f"this version of edgebert has no runner for `{backend}`", expected=", ".join(RUNNERS)
-            )
         raise UsageError(f"no such backend: `{backend}`", expected=", ".join(RUNNERS), hint="edgebert targets")
     module_name, _, class_name = RUNNERS[backend].partition(":")
     return cast("type[Runner]", getattr(importlib.import_module(module_name), class_name))

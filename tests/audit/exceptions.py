@@ -12,6 +12,7 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 
 DEVICE = "tests/export/test_device_environment.py"
 WHEEL = "tests/remote/test_device_wheel.py"
+CUDART = "tests/runtime/test_cuda.py"
 HOST = os.uname().nodename
 
 
@@ -291,6 +292,47 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         by="ctypes",
         test="tests/test_fingerprint.py",
         why="a stand-in for NVIDIA's driver, which the test has just compiled",
+        unused="no C compiler",
+    ),
+    Exemption(
+        "ctypes.dlopen",
+        "*/libcudart.so.*",
+        by="ctypes",
+        test=CUDART,
+        why="NVIDIA's own CUDA runtime, as the test has just installed it",
+        unused="it cannot be fetched",
+    ),
+    Exemption(
+        "socket",
+        "*",
+        test=CUDART,
+        why="pip fetches NVIDIA's CUDA runtime into a folder of the test's own",
+        unused="no index can be reached",
+    ),
+    Exemption(
+        "exec",
+        "<string>",
+        by="pip._vendor.*",
+        test=CUDART,
+        why="pip's copy of six writes `raise ... from` at import",
+        unused="this pip has no such copy",
+    ),
+    Exemption(
+        "program",
+        "*/rustc",
+        by="pip._internal.network.session",
+        test=CUDART,
+        why="pip says in its user agent which Rust is here",
+        unused="no Rust on this computer",
+    ),
+    Exemption(
+        "write", "*/pip/*", test=CUDART, why="pip keeps what it fetched in its own cache", unused="it is there already"
+    ),
+    Exemption(
+        "ctypes.dlopen",
+        "*/libcudart_double.so",
+        by="ctypes",
+        why="a stand-in for NVIDIA's CUDA runtime, which the test has just compiled",
         unused="no C compiler",
     ),
     # Stand-ins for programs, written by the test itself.

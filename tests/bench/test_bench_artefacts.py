@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from edgebert._files import sha256_of_path
+from edgebert.bench import loading
 from edgebert.bench.graph_card import graph_card
 from edgebert.bench.harness import result_from_arms
 from edgebert.bench.loading import LoadRequest, load_arm
@@ -96,11 +98,31 @@ def test_load_arm_refuses_a_bundle_that_was_changed(make_toy_bundle: Callable[[P
         load(bundle, "bundle")
 
 
-def test_load_arm_runs_a_graph_where_the_target_says(graph_bytes: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bundle", "graph"])
+def test_load_arm_names_the_two_ways_to_a_board_where_there_is_none(
+    make_toy_bundle: Callable[[Path], Path],
+    graph_bytes: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (tmp_path / "g.onnx").write_bytes(graph_bytes)
+    path = {"bundle": make_toy_bundle(tmp_path / "b.edgebert"), "graph": tmp_path / "g.onnx"}[kind]
+    with pytest.raises(UnavailableError, match="TensorRT is not on this computer") as caught:
+        load(path, kind, "jetson")
+    assert "--host USER@HOST" in str(caught.value.hint)
+    assert "on the board itself" in str(caught.value.hint)
+
+
+def test_load_arm_runs_a_graph_where_the_target_says(
+    graph_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = tmp_path / "g.onnx"
     graph.write_bytes(graph_bytes)
     assert load(graph, "graph") == "cpu onnxruntime"
     assert load(graph, "graph", "intel-cpu") == "intel-cpu openvino"
+    monkeypatch.setattr(loading, "check_device", lambda backend, device: None)
     with pytest.raises(UnavailableError, match="tensorrt takes a compiled form only"):
         load(graph, "graph", "jetson")
     with pytest.raises(UsageError):

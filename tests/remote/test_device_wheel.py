@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 import edgebert
+import edgebert.export
 from edgebert import Classifier
 from edgebert.bundle import read_bundle
 from edgebert.errors import CannotWriteError
 from edgebert.remote.device_wheel import (
     HOST_ONLY,
+    ON_DEVICE,
     REQUIRES,
     DeviceWheel,
     device_wheel,
@@ -51,6 +53,8 @@ REACHED_LATER = {
     ("edgebert.bench", "edgebert.bench.report.table"),
     ("edgebert.bench.loading", "edgebert.models.checkpoint"),
     ("edgebert.runtime.runner", "edgebert.runtime.torch_runner"),
+    # The lazy names of a package of which a device has a part.
+    *(("edgebert.export", module) for module in set(edgebert.export._HOME.values()) if is_host_only(module)),
 }
 # What a device's code may import at its top besides the standard library; a backend is imported by its runner when it opens.
 ALLOWED = {"edgebert", "numpy", "PIL"}
@@ -69,10 +73,8 @@ def contents(wheel: DeviceWheel) -> dict[str, bytes]:
 
 def _modules_on_disk() -> dict[str, Path]:
     """Name -> file of every module that is not host-only."""
-    found = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in PACKAGE.rglob("*.py")
-    }
+    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE / "export").rglob("*.py")]  # that one is a link, which no search follows
+    found = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     return {name: path for name, path in found.items() if not is_host_only(name)}
 
 
@@ -114,7 +116,11 @@ def test_device_wheel_holds_every_module_but_the_hosts(wheel: DeviceWheel) -> No
 
 
 def test_host_only_names_exist() -> None:
-    assert [name for name in HOST_ONLY if not _is_module(name)] == []
+    assert [name for name in (*HOST_ONLY, *ON_DEVICE) if not _is_module(name)] == []
+
+
+def test_device_wheel_builds_engines_and_leaves_the_graphs_to_the_host(wheel: DeviceWheel) -> None:
+    assert [name for name in wheel.modules if name.startswith("edgebert.export")] == sorted(ON_DEVICE)
 
 
 def test_device_wheel_holds_nothing_but_sources_and_its_own_records(contents: dict[str, bytes]) -> None:
@@ -233,6 +239,7 @@ print(json.dumps(failed))
 _CLASSIFY = """
 import json, sys
 import edgebert
+import edgebert.export
 from edgebert import Classifier
 with Classifier(sys.argv[1], target=sys.argv[2]) as classifier:
     answers = classifier.predict_batch(sys.argv[3:])

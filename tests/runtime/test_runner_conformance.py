@@ -34,6 +34,7 @@ from edgebert.runtime.runner import (
     physical_cores,
 )
 from edgebert.testing import FakeRunner
+from tests.tensorrt.jetson import jetson_double
 
 Batch = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -46,13 +47,16 @@ class Subject:
     backend: str
     source: ModelSource
     reference: Callable[[Batch], Logits]
+    device: str = "CPU"
     opened: list[Runner] = field(default_factory=list)
 
     def open(self, **options: Any) -> Runner:
         if self.backend == "fake":
             runner: Runner = FakeRunner(self.source.spec, logits=self.reference)
         else:
-            runner = open_runner(self.backend, self.source, RunnerOptions(**{"threads": 1, **options}))
+            runner = open_runner(
+                self.backend, self.source, RunnerOptions(**{"threads": 1, "device": self.device, **options})
+            )
         self.opened.append(runner)
         return runner
 
@@ -89,14 +93,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InputSpe
     return folder, InputSpec(height=8, width=8, classes=3), reference
 
 
-@pytest.fixture(params=["onnxruntime", "openvino", "openvino-ir", "torch", "fake"])
-def subject(request: pytest.FixtureRequest, toy: Any) -> Iterator[Subject]:
+@pytest.fixture(params=["onnxruntime", "openvino", "openvino-ir", "tensorrt", "tensorrt-batch", "torch", "fake"])
+def subject(
+    request: pytest.FixtureRequest, toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Subject]:
     """Each backend in turn; everything it opened is closed afterwards."""
     name: str = request.param
     backend = name.partition("-")[0]
-    if backend != "fake":
+    if backend not in ("fake", "tensorrt"):
         pytest.importorskip(backend)
-    if name == "torch":
+    if backend == "tensorrt":  # over the doubles of TensorRT and CUDA, which compute in ONNX Runtime
+        pytest.importorskip("onnxruntime")
+        most = 3 if name == "tensorrt-batch" else 1
+        source = jetson_double(monkeypatch, tmp_path).source(toy, opt_batch=most, max_batch=most)
+        made = Subject(backend, source, toy.logits, device="GPU")
+    elif name == "torch":
         folder, spec, reference = request.getfixturevalue("checkpoint")
         made = Subject(backend, ModelSource(spec=spec, folder=folder), reference)
     elif name == "openvino-ir":
@@ -112,7 +123,7 @@ def subject(request: pytest.FixtureRequest, toy: Any) -> Iterator[Subject]:
 
 
 def test_every_backend_is_under_test() -> None:
-    assert set(RUNNERS) == {"onnxruntime", "openvino", "torch"}
+    assert set(RUNNERS) == {"onnxruntime", "openvino", "tensorrt", "torch"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -210,9 +221,9 @@ def test_properties_tell_the_threads_in_effect(subject: Subject) -> None:
     for wanted, expected in ((1, 1), (0, physical_cores())):
         found = subject.open(threads=wanted).properties()
         assert found["backend"] == subject.backend
-        assert found["device"] == "CPU"
+        assert found["device"] == {"GPU": "Orin"}.get(subject.device, subject.device)
         assert found["version"]
-        if subject.backend != "fake":
+        if subject.backend not in ("fake", "tensorrt"):  # a GPU has no threads of this kind
             assert found["threads"] == str(expected)
 
 
@@ -334,8 +345,8 @@ def test_open_refuses_a_device_that_is_not_here(subject: Subject) -> None:
 def test_check_device_tells_unknown_backends_from_missing_ones() -> None:
     with pytest.raises(UsageError, match="no such backend"):
         check_device("abacus", "CPU")
-    with pytest.raises(UnavailableError, match="no runner for `tensorrt`"):
-        check_device("tensorrt", "GPU")
+    with pytest.raises(UnavailableError, match="onnxruntime has no device `NPU`"):
+        check_device("onnxruntime", "NPU")
 
 
 # Threads and processes

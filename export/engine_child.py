@@ -1,0 +1,97 @@
+"""The process that builds one engine: `python -m edgebert.export.engine_child`, started by `edgebert.export.engine_process`.
+
+    build {request, graph, plan, cache}  -> progress {share, phase} ..., then built {...} or error {...}
+
+A build takes the memory of the whole device and may be ended by the system for it, so it has a process of its own. It ends when
+its stdin closes, within a second, whatever TensorRT is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from edgebert._json import Fields, JsonObject
+from edgebert.bench.child import die_with_parent
+from edgebert.bench.out_of_memory import memory_exhausted
+from edgebert.bench.protocol import error_content, read_message, write_message
+from edgebert.errors import BadDataError, CannotWriteError, EdgebertError
+from edgebert.export.engine_build import PlanRequest, build_plan
+from edgebert.export.engine_cache import TimingCache
+from edgebert.fingerprint import gpu_facts, machine
+from edgebert.runtime.engine_manifest import engine_fingerprint
+from edgebert.runtime.tensorrt_api import load_tensorrt
+
+
+def answer(request: Fields, answers: IO[bytes]) -> None:
+    """Build what was asked for, and write messages about it; every failure of our own kinds is one of them."""
+    try:
+        kind, content = "built", _built(request, answers)
+    except EdgebertError as error:
+        kind, content = "error", error_content(error)
+    except MemoryError as error:
+        kind, content = "error", error_content(memory_exhausted("build", error))
+    except OSError as error:
+        cannot = CannotWriteError(f"cannot write the engine: {error.strerror or error}", hint="free space on the disk")
+        kind, content = "error", error_content(cannot)
+    write_message(answers, kind, request.integer("seq"), content)
+
+
+def _built(request: Fields, answers: IO[bytes]) -> JsonObject:
+    gpu = gpu_facts()
+    trt = load_tensorrt(facts=gpu)
+    version = str(trt.__version__)
+    fingerprint = engine_fingerprint(gpu, tensorrt=version, machine=machine())  # before minutes of work, not after
+    folder = request.optional_text("cache")
+    cache = None if folder is None else TimingCache.of(Path(folder), gpu, version)
+    sequence, lock = request.integer("seq"), threading.Lock()
+
+    def share(done: float, phase: str) -> bool:
+        try:
+            with lock:
+                write_message(answers, "progress", sequence, {"share": done, "phase": phase})
+        except OSError:  # the parent has gone
+            return False
+        return True
+
+    plan = build_plan(
+        trt,
+        Path(request.text("graph")),
+        PlanRequest.from_fields(request.fields("request")),
+        Path(request.text("plan")),
+        cache,
+        share,
+    )
+    facts = {"tensorrt": version, "fingerprint": fingerprint.to_json()}
+    return {**asdict(plan), "flags": list(plan.flags), "notes": list(plan.notes), **facts}
+
+
+def main() -> None:
+    """Serve one request of the parent process."""
+    die_with_parent()
+    requests, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    request = read_message(requests)
+    if request is None:
+        raise BadDataError("the parent process asked for nothing")
+    threading.Thread(target=_end_with_parent, args=(requests,), daemon=True).start()
+    answer(request, answers)
+    sys.stderr.flush()
+    # Not through the destructors of native libraries: what they built is on the disk.
+    os._exit(0)
+
+
+def _end_with_parent(requests: IO[bytes]) -> None:
+    """Wait for the end of stdin, which nothing but the parent's end or its wish brings, and end."""
+    while requests.read(1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

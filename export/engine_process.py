@@ -1,0 +1,266 @@
+"""Starts the process that builds an engine, shows its progress, watches its memory and explains its end.
+
+A build that the system ended for lack of memory leaves no word of its own: what is known then is its peak memory, how little was
+left on the device, and whether the kernel counted such an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from edgebert._json import Fields, JsonObject
+from edgebert._progress import Progress
+from edgebert.bench.out_of_memory import oom_kills, says_out_of_memory
+from edgebert.bench.protocol import error_from_message, read_message, write_message
+from edgebert.bench.worker_process import worker_environment
+from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
+from edgebert.export.engine_build import PlanRequest
+from edgebert.runtime.tensorrt_errors import FREE_MEMORY
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CHILD_COMMAND = (sys.executable, "-m", "edgebert.export.engine_child")
+
+_MIB = 1 << 20
+_LOOK_SECONDS = 0.2  # between two looks at memory, and at whether the child still runs
+_END_SECONDS = 5.0  # for a child that has answered to end
+_COUNTER_SECONDS = 1.0  # for the kernel to count what it has ended
+_LAST_BYTES = 4000  # of stderr, in a message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPeak:
+    """How much memory a build took.
+
+    Attributes:
+        resident_mib: the most that the process held, in MiB. What the GPU of a Jetson was given is not in it.
+        least_available_mib: the least that was free on the device meanwhile, in MiB; this shows both.
+    """
+
+    resident_mib: int
+    least_available_mib: int
+
+    def to_text(self) -> str:
+        """Return both as words."""
+        return f"it held {self.resident_mib:,} MiB at its peak, and {self.least_available_mib:,} MiB were left on the device"
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory that is free for new work, as the kernel estimates it; None where it does not say."""
+    kib = _kib(root / "proc/meminfo", "MemAvailable:")
+    return None if kib is None else kib * 1024
+
+
+def total_bytes(root: Path = Path("/")) -> int | None:
+    """Return the computer's memory; None where the kernel does not say."""
+    kib = _kib(root / "proc/meminfo", "MemTotal:")
+    return None if kib is None else kib * 1024
+
+
+def run_build(
+    request: PlanRequest,
+    graph: Path,
+    plan: Path,
+    cache: Path | None,
+    *,
+    what: str,
+    timeout_s: float,
+    command: Sequence[str] = CHILD_COMMAND,
+) -> tuple[Fields, MemoryPeak]:
+    """Build one engine in a process of its own.
+
+    Args:
+        request: how.
+        graph: the ONNX file.
+        plan: the file that the engine is written to.
+        cache: folder of timing caches; None for none.
+        what: of the progress bar, such as `build strong`.
+        timeout_s: after which the build is ended.
+        command: what is started; the real child but in tests.
+
+    Returns:
+        The child's answer, and its peak memory.
+
+    Raises:
+        MemoryExhaustedError: the system ended it for lack of memory, or TensorRT says that memory ran out.
+        EdgebertError: it crashed, hangs, or reported an error, of the class it had there.
+    """
+    with _Child(command) as child, Progress(what, 100) as progress:
+        folder = None if cache is None else str(cache)
+        child.ask({"request": request.to_json(), "graph": str(graph), "plan": str(plan), "cache": folder})
+        answer = child.answer(progress, timeout_s)
+        if answer.text("type") == "error":
+            found = error_from_message(answer)
+            if isinstance(found, MemoryExhaustedError):
+                said = f"{found.what}; {child.peak().to_text()}"
+                raise MemoryExhaustedError(said, expected=found.expected, hint=found.hint)
+            raise found
+        return answer, child.peak()
+
+
+class _Child:
+    """One builder process; a context manager, so that it never outlives its caller."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._oom_kills = oom_kills()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=dict(worker_environment(os.cpu_count() or 1)),
+            start_new_session=True,  # a Ctrl-C is the parent's to handle, and what the child starts ends with it
+        )
+        self._answers: queue.Queue[Fields | BadDataError | None] = queue.Queue()
+        self._peak_kib, self._least_kib = 0, _kib(Path("/proc/meminfo"), "MemAvailable:") or 0
+        self._over = threading.Event()
+        self._threads = tuple(threading.Thread(target=each, daemon=True) for each in (self._read, self._watch))
+        for thread in self._threads:
+            thread.start()
+
+    def ask(self, content: JsonObject) -> None:
+        """Send the one request; stdin stays open, and its end is the end of the child."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a child that is gone already is explained by `answer`
+            write_message(self._process.stdin, "build", 1, content)
+
+    def answer(self, progress: Progress, timeout_s: float) -> Fields:
+        """Show progress until the answer, and return it."""
+        until, shown = time.monotonic() + timeout_s, 0
+        while True:
+            try:
+                message = self._answers.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise EdgebertError(
+                    f"the engine was not built within {timeout_s:.0f} s: the build was ended",
+                    expected="minutes, on a device that does nothing else",
+                    hint="a lower `--optimization-level`, or a longer `--timeout`",
+                ) from None
+            if message is None:
+                raise self._died()
+            if isinstance(message, BadDataError):
+                raise EdgebertError(f"the builder process broke the protocol: {message.what}") from message
+            if message.text("type") != "progress":
+                return message
+            percent = min(99, round(100 * message.number("share")))
+            progress.advance(max(0, percent - shown), note=message.text("phase"))
+            shown = max(shown, percent)
+
+    def peak(self) -> MemoryPeak:
+        """Return what was seen of its memory so far."""
+        return MemoryPeak(resident_mib=self._peak_kib // 1024, least_available_mib=self._least_kib // 1024)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if error is not None:
+            self._kill()
+        try:
+            self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        for thread in self._threads:
+            thread.join(timeout=_END_SECONDS)
+        if not self._threads[0].is_alive():
+            self._process.stdout.close()
+        self._stderr.close()
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:  # not waited for, so its number is still its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        stream: IO[bytes] = self._process.stdout
+        message: Fields | BadDataError | None
+        while True:
+            try:
+                message = read_message(stream)
+            except BadDataError as error:
+                message = error
+            self._answers.put(message)
+            if not isinstance(message, Fields):
+                return
+
+    def _watch(self) -> None:
+        """Look at memory until the build is over; a dead process tells nothing any more."""
+        status = Path(f"/proc/{self._process.pid}/status")
+        while not self._over.wait(_LOOK_SECONDS):
+            self._peak_kib = max(self._peak_kib, _kib(status, "VmHWM:") or 0)
+            available = _kib(Path("/proc/meminfo"), "MemAvailable:")
+            if available is not None:
+                self._least_kib = min(self._least_kib, available)
+
+    def _died(self) -> EdgebertError:
+        """Return the explanation of a child that ended without an answer."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_END_SECONDS)
+        code, said = self._process.returncode, self._last_words()
+        expected = f"free memory, which the CPU and the GPU of a Jetson share; {self.peak().to_text()}"
+        if code == -signal.SIGKILL:
+            counted = self._system_ran_out_of_memory()
+            by = "the system ended the build because memory ran out" if counted else "the build was killed (signal 9)"
+            doubt = (
+                "" if counted else ", which is how the system ends a process when memory is short; it has counted none"
+            )
+            return MemoryExhaustedError(f"{by}{doubt}", expected=expected, hint=FREE_MEMORY)
+        if says_out_of_memory(said):
+            return MemoryExhaustedError(
+                f"memory ran out during the build: `{said}`", expected=expected, hint=FREE_MEMORY
+            )
+        ending = "still runs" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        return EdgebertError(
+            f"the builder process ended ({ending}) without an answer",
+            expected=f"an engine; its last words were `{said}`; {self.peak().to_text()}",
+            hint="`--optimization-level 2`, or another `--typing`, may go around a fault of TensorRT's",
+        )
+
+    def _system_ran_out_of_memory(self) -> bool:
+        until = time.monotonic() + _COUNTER_SECONDS
+        while self._oom_kills is not None:
+            if (oom_kills() or 0) > self._oom_kills:
+                return True
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        return False
+
+    def _last_words(self) -> str:
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _LAST_BYTES))
+        lines = self._stderr.read().decode("utf-8", "replace").split("\n")
+        return " / ".join(line.strip() for line in lines[-6:] if line.strip()) or "nothing"
+
+
+def _kib(file: Path, key: str) -> int | None:
+    try:
+        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(key)), "").split()
+    return int(found[1]) if len(found) > 1 and found[1].isdecimal() else None
