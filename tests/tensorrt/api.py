@@ -143,8 +143,9 @@ class Api:
     def without(self, owner: str, name: str) -> Api:
         """Return the table as if `owner`, or the module where it is "", had never had a name; subclasses lose it too."""
         if owner:
-            lost = {key: cls.without(name) for key, cls in self.classes.items() if self.is_subclass(key, owner)}
-            return replace(self, classes={**self.classes, **lost})
+            kept = {key: cls for key, cls in self.classes.items() if key != f"{owner}.{name}"}
+            lost = {key: cls.without(name) for key, cls in kept.items() if self.is_subclass(key, owner)}
+            return replace(self, classes={**kept, **lost})
         return replace(
             self,
             classes={key: cls for key, cls in self.classes.items() if key.split(".")[0] != name},

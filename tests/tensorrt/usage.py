@@ -1,0 +1,88 @@
+"""Finds what our code uses of TensorRT, and holds it against the tables of the supported versions. Nothing of ours is run.
+
+The rules:
+
+* A name that our code asks for exists in each version that reaches it. A branch on `hasattr`, on None of `getattr(..., None)` or on
+  `trt.__version__` is reached only by the versions that take it; what `except AttributeError` catches may be missing.
+* What is asked for behind such a guard exists in some version: a guard that no version passes is a misspelling.
+* A call's arguments fit an overload, by number and by keyword; a class that is called has a constructor; what is set can be set.
+* A subclass of a TensorRT class defines what TensorRT calls, with the parameters that it gives.
+* What cannot be seen is a finding: an object whose class does not follow from annotations, calls and assignments; one that is given to
+  a function which is not ours; a name that is computed; arguments behind `*`; code that no version reaches.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.tensorrt.api import Api
+from tests.tensorrt.lookups import Finding, Use
+from tests.tensorrt.program import Program, program_of
+from tests.tensorrt.reading import read
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What sources use, over all versions: version -> the names asked for there; and what is wrong with it."""
+
+    uses: Mapping[str, tuple[Use, ...]]
+    findings: tuple[Finding, ...]
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the full names asked for, in order, with the versions that ask: what a reader of a report wants."""
+        found: dict[str, list[str]] = {}
+        for version, uses in self.uses.items():
+            for name in sorted({use.full_name for use in uses}):
+                found.setdefault(name, []).append(version)
+        return dict(sorted(found.items()))
+
+
+def usage_of(sources: Mapping[str, str], apis: Mapping[str, Api]) -> Usage:
+    """Read sources, path -> text, for each version, version -> table."""
+    program = program_of(sources)
+    reads = {version: read(program, api) for version, api in apis.items()}
+    findings = [finding for result in reads.values() for finding in result.findings]
+    uses = {version: result.uses for version, result in reads.items()}
+    reached = frozenset(place for result in reads.values() for place in result.reached)
+    everywhere = f"{', '.join(apis)}"
+    findings += _false_guards(uses, everywhere)
+    findings += _never_reached(program, reached, everywhere)
+    return Usage(uses, tuple(sorted(findings, key=lambda finding: (finding.file, finding.line, finding.text))))
+
+
+def _false_guards(uses: Mapping[str, tuple[Use, ...]], everywhere: str) -> list[Finding]:
+    """Find names that are asked for behind a guard, and that no version has."""
+    asked: dict[tuple[str, int, str], bool] = {}
+    for use in (use for found in uses.values() for use in found if use.what == "guard"):
+        key = (use.place.file, use.place.line, use.full_name)
+        asked[key] = asked.get(key, False) or use.present
+    text = "is asked for behind a guard, and exists in none of them"
+    return [
+        Finding(file, line, everywhere, f"`{name}` {text}") for (file, line, name), real in asked.items() if not real
+    ]
+
+
+def _never_reached(program: Program, reached: frozenset[tuple[str, int]], everywhere: str) -> list[Finding]:
+    """Find the first statement of each block that no version reaches."""
+    found = []
+    for file, tree in program.trees.items():
+        for node in ast.walk(tree):
+            for name in ("body", "orelse", "finalbody"):
+                block = getattr(node, name, None)
+                if not (isinstance(block, list) and block and _is_code(node, block)):
+                    continue
+                if (file, block[0].lineno) not in reached and _parent_reached(node, file, reached):
+                    text = "no version reaches this code, so nothing in it is checked"
+                    found.append(Finding(file, block[0].lineno, everywhere, text))
+    return found
+
+
+def _is_code(node: ast.AST, block: list[ast.stmt]) -> bool:
+    first = block[0]
+    return isinstance(first, ast.stmt) and not (isinstance(node, ast.ClassDef) and isinstance(first, ast.AnnAssign))
+
+
+def _parent_reached(node: ast.AST, file: str, reached: frozenset[tuple[str, int]]) -> bool:
+    return isinstance(node, ast.Module) or (file, getattr(node, "lineno", 0)) in reached
