@@ -37,8 +37,26 @@ from tests.tensorrt.program import MODULE_NAMES, Function, Program
 
 # Calls that may be given an object of TensorRT's: they keep none of it, or give it back.
 _HARMLESS = frozenset(
-    "bool bytes callable float format frozenset hash id int isinstance issubclass len max memoryview min print range repr str sum type "
-    "sha256 update write frombuffer".split()
+    {
+        "discard",
+        "remove",
+        "index",
+        "count",
+        "bool",
+        "bytes",
+        "callable",
+        "float",
+        "format",
+        "frozenset",
+        "hash",
+        "id",
+        "int",
+        "isinstance",
+        "issubclass",
+        "len",
+        "max",
+    }
+    | {"memoryview", "min", "print", "range", "repr", "str", "sum", "type", "sha256", "update", "write", "frombuffer"}
 )
 _ITERATED = frozenset({"iter", "list", "tuple", "sorted", "reversed", "set"})
 _TAKEN_OUT = frozenset({"pop", "get", "setdefault", "popleft", "popitem"})
@@ -318,8 +336,10 @@ class Expressions(Lookups):
         if isinstance(other, Known):
             self.member_names(name, other.literals)
         elif isinstance(other, Items):
-            element = other.element.literals if isinstance(other.element, Known) and not other.keys else frozenset()
-            self.member_names(name, other.keys | element)
+            listed = isinstance(other.element, Known) and not other.keys
+            self.member_names(
+                name, other.element.literals if listed and isinstance(other.element, Known) else other.keys
+            )
         elif isinstance(other, Fields):
             for element in other.elements:
                 self._compare_names(name, element)
@@ -487,9 +507,8 @@ class Expressions(Lookups):
             if last in _PUT_IN and isinstance(node.func, ast.Attribute):
                 self.grow(node.func.value, kinds[-1] if kinds else PLAIN, env)
                 return PLAIN
-            if last == "items":
-                return Items(Fields((PLAIN, receiver.element)))
-            return receiver if last in ("values", "copy") else PLAIN
+            if last in ("items", "values", "copy"):
+                return Items(Fields((PLAIN, receiver.element))) if last == "items" else receiver
         if isinstance(receiver, Known) and receiver.of_version and last == "split":
             value, separator = receiver.single, kinds[0].single if kinds and isinstance(kinds[0], Known) else "."
             return _constant(tuple(str(value).split(str(separator))), True)

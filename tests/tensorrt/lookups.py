@@ -169,7 +169,7 @@ class Lookups:
         text = text.removesuffix(" | None")
         if text in self.api.classes:
             return Instance(text)
-        if text.startswith("list[") or text.startswith("tuple["):
+        if text.startswith(("list[", "tuple[")):
             return Items(self.kind_of(text.partition("[")[2][:-1]))
         if text == "None":
             return NOTHING

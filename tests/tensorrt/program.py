@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
-MODULE_NAMES = ("trt", "tensorrt", "_trt")  # what the module object is called everywhere
+MODULE_NAMES = ("trt", "_trt")  # what the module object is called everywhere; `tensorrt` only where it is imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def program_of(sources: Mapping[str, str]) -> Program:
     parsed = {file: _parsed(file, text) for file, text in sources.items()}
     return Program(
         trees={file: each.trees[file] for file, each in parsed.items()},
-        modules={_dotted(file): file for file in parsed},
+        modules={dotted(file): file for file in parsed},
         functions={key: function for each in parsed.values() for key, function in each.functions.items()},
         classes={key: definition for each in parsed.values() for key, definition in each.classes.items()},
         mentioned=frozenset(name for each in parsed.values() for name in each.mentioned),
@@ -139,7 +139,7 @@ def _collect(
             _collect(file, child, owner, is_nested, functions, classes)
 
 
-def _dotted(file: str) -> str:
+def dotted(file: str) -> str:
     """Return the name that a file is imported by; `export/` and `calibration/` are shipped inside `edgebert`."""
     parts = list(Path(file).with_suffix("").parts)
     if parts[0] in ("export", "calibration"):
@@ -156,9 +156,8 @@ def tensorrt_sources(root: Path) -> dict[str, str]:
             if name.startswith(("edgebert/export/", "edgebert/calibration/")):  # links to the folders beside it
                 continue
             text = path.read_text(encoding="utf-8")
-            if "trt" in text or "tensorrt" in text:
-                if _mentions_module(ast.parse(text)):
-                    found[name] = text
+            if ("trt" in text or "tensorrt" in text) and _mentions_module(ast.parse(text)):
+                found[name] = text
     return found
 
 
@@ -169,10 +168,14 @@ def _mentions_module(tree: ast.Module) -> bool:
             node.arg if isinstance(node, ast.arg) else None,
             node.attr if isinstance(node, ast.Attribute) else None,
         }
-        if names & {"trt", "_trt"}:
+        if names & set(MODULE_NAMES):
             return True
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "tensorrt" for alias in node.names):
             return True
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("trt."):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.startswith(("trt.", "tensorrt."))
+        ):
             return True
     return False

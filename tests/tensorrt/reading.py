@@ -29,7 +29,8 @@ from tests.tensorrt.program import MODULE_NAMES, AnyFunction, Function, Program,
 
 _UNSAID = frozenset({"Any", "ModuleType", "object", "Self"})
 _CONTAINERS = frozenset(
-    "list List set frozenset deque Sequence Iterable Iterator Generator Collection tuple Tuple dict Dict Mapping MutableMapping".split()
+    {"list", "List", "set", "frozenset", "deque", "Sequence", "Iterable", "Iterator", "Generator", "Collection"}
+    | {"tuple", "Tuple", "dict", "Dict", "Mapping", "MutableMapping"}
 )
 _MOST_PASSES = 12
 
@@ -187,7 +188,7 @@ class Reading(Expressions):
     def _named_class(self, node: ast.Attribute, file: str) -> Kind | None:
         """Read `trt.X` or `trt.X.Y`; a version may lack it, since annotations are not run."""
         words = ast.unparse(node).split(".")
-        if words[0] not in MODULE_NAMES:
+        if words[0] not in MODULE_NAMES and not isinstance(self._modules[file].get(words[0]), Module):
             return None if words[-1] in _UNSAID else PLAIN
         name = ".".join(words[1:])
         owner, _, last = name.rpartition(".")
@@ -238,6 +239,7 @@ class Reading(Expressions):
         base = self.base_of(key)
         if base and any(isinstance(kind, ClassObject) for kind in bases):
             self.subclass(base, node)
+        self.reached |= {(self.file, part.lineno) for part in node.body}
         self.block([part for part in node.body if not isinstance(part, ast.AnnAssign)], Env(env))
 
     def _Return_statement(self, node: ast.Return, env: Env) -> bool:
@@ -250,10 +252,9 @@ class Reading(Expressions):
             self.returns[key] = joined(self.returns[key], kind) if key in self.returns else kind
 
     def _Expr_statement(self, node: ast.Expr, env: Env) -> None:
-        kind = self.evaluate(node.value, env)
+        self.evaluate(node.value, env)
         if isinstance(node.value, ast.Yield):
             self._give_back(Items(self.evaluate(node.value.value, env)))
-        del kind
 
     def _Raise_statement(self, node: ast.Raise, env: Env) -> bool:
         self.evaluate(node.exc, env)

@@ -25,18 +25,37 @@ from tests.tensorrt.reading import read
 
 @dataclass(frozen=True)
 class Usage:
-    """What sources use, over all versions: version -> the names asked for there; and what is wrong with it."""
+    """What sources use, over all versions.
+
+    Attributes:
+        uses: version -> the names asked for there.
+        findings: what is wrong with it.
+        reached: version -> file and line of the statements that it reaches.
+        trees: the sources, parsed.
+    """
 
     uses: Mapping[str, tuple[Use, ...]]
     findings: tuple[Finding, ...]
+    reached: Mapping[str, frozenset[tuple[str, int]]]
+    trees: Mapping[str, ast.Module]
 
     def names(self) -> dict[str, list[str]]:
         """Return the full names asked for, in order, with the versions that ask: what a reader of a report wants."""
         found: dict[str, list[str]] = {}
         for version, uses in self.uses.items():
-            for name in sorted({use.full_name for use in uses}):
+            for name in sorted({use.full_name for use in uses if use.what != "call"}):
                 found.setdefault(name, []).append(version)
         return dict(sorted(found.items()))
+
+    def reaches(self, version: str, file: str, line: int) -> bool:
+        """Whether a version reaches the innermost statement that a line belongs to."""
+        around = [
+            node
+            for node in ast.walk(self.trees[file])
+            if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno)
+        ]
+        innermost = max(around, key=lambda node: (node.lineno, -(node.end_lineno or 0)), default=None)
+        return innermost is None or (file, innermost.lineno) in self.reached[version]
 
 
 def usage_of(sources: Mapping[str, str], apis: Mapping[str, Api]) -> Usage:
@@ -45,11 +64,12 @@ def usage_of(sources: Mapping[str, str], apis: Mapping[str, Api]) -> Usage:
     reads = {version: read(program, api) for version, api in apis.items()}
     findings = [finding for result in reads.values() for finding in result.findings]
     uses = {version: result.uses for version, result in reads.items()}
-    reached = frozenset(place for result in reads.values() for place in result.reached)
+    reached = {version: result.reached for version, result in reads.items()}
     everywhere = f"{', '.join(apis)}"
     findings += _false_guards(uses, everywhere)
-    findings += _never_reached(program, reached, everywhere)
-    return Usage(uses, tuple(sorted(findings, key=lambda finding: (finding.file, finding.line, finding.text))))
+    findings += _never_reached(program, frozenset().union(*reached.values()), everywhere)
+    findings.sort(key=lambda finding: (finding.file, finding.line, finding.text))
+    return Usage(uses, tuple(findings), reached, program.trees)
 
 
 def _false_guards(uses: Mapping[str, tuple[Use, ...]], everywhere: str) -> list[Finding]:
