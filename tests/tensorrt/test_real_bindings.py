@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,23 @@ def test_double_is_like_the_bindings(binding: Bindings, usage: Usage) -> None:
         )
     ]
     assert (len(near), found) == (1, [])
+
+
+@needs_code
+def test_usage_names_everything_that_the_double_is_asked_for(
+    usage: Usage, toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The finder reads and the double is run: two ways to the same names."""
+    double, jetsons = (importlib.import_module(f"tests.tensorrt.{name}") for name in ("double", "jetson"))
+    runners = importlib.import_module("edgebert.runtime.runner")
+    jetson = jetsons.jetson_double(monkeypatch, tmp_path)
+    for version in double.VERSIONS:
+        jetson.update(version)
+        with runners.open_runner("tensorrt", jetson.source(toy), runners.RunnerOptions(device="GPU")) as runner:
+            runner.infer(toy.images(1))
+    asked = {f"trt.{name.rstrip('=')}" for name in jetson.script.names() if not name.startswith("del ")}
+    assert "trt.IExecutionContext.execute_async_v3" in asked
+    assert asked - set(usage.names()) == set()
 
 
 _OURS = """
