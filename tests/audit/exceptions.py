@@ -12,7 +12,6 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 
 DEVICE = "tests/export/test_device_environment.py"
 WHEEL = "tests/remote/test_device_wheel.py"
-BINDINGS = "tests/tensorrt/"
 HOST = os.uname().nodename
 
 
@@ -116,28 +115,28 @@ def _of_devices(test: str) -> tuple[Exemption, ...]:
 
 def _of_bindings() -> tuple[Exemption, ...]:
     """Return what may happen where TensorRT's binding wheels are fetched, once in a run, and imported by processes of their own."""
-    missing = "the wheels cannot be had here, and the tests say so"
+    test, missing = "tests/tensorrt/", "the wheels cannot be had here, and the tests say so"
     return (
-        Exemption("exec", "<string>", by="pip._vendor.*", test=BINDINGS, why="as for devices", unused=missing),
+        Exemption("exec", "<string>", by="pip._vendor.*", test=test, why="as for devices", unused=missing),
         Exemption(
             "program",
             "*/rustc",
             by="pip._internal.network.session",
-            test=BINDINGS,
+            test=test,
             why="pip says in its user agent which Rust is here",
             unused="no Rust on this computer",
         ),
         Exemption(
             "socket",
             "*",
-            test=BINDINGS,
+            test=test,
             why="pip fetches the official bindings, which may not be kept or passed on: the other test that leaves the loopback",
             unused=missing,
         ),
         Exemption(
             "write",
             "*/pip/*",
-            test=BINDINGS,
+            test=test,
             why="pip keeps what it fetched in its own cache",
             unused="it is there already, or pip keeps none",
         ),
@@ -145,7 +144,7 @@ def _of_bindings() -> tuple[Exemption, ...]:
             Exemption(
                 event,
                 "*/tensorrt_bindings/*",
-                test=BINDINGS,
+                test=test,
                 why="a child process imports the bindings from the temporary folder that they were installed into",
                 unused=missing,
             )

@@ -3,6 +3,7 @@
 Reference, section 11.1 step 8 (e). Nothing else may be called there: no builder, config or engine can exist.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -46,6 +47,4 @@ def observed(trt: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    import tensorrt
-
-    json.dump(observed(tensorrt), sys.stdout)
+    json.dump(observed(importlib.import_module("tensorrt")), sys.stdout)
