@@ -56,7 +56,7 @@ _HARMLESS = frozenset(
         "len",
         "max",
     }
-    | {"memoryview", "min", "print", "range", "repr", "str", "sum", "type", "sha256", "update", "write", "frombuffer"}
+    | {"memoryview", "print", "range", "repr", "str", "sum", "type", "sha256", "update", "write", "frombuffer"}
 )
 _ITERATED = frozenset({"iter", "list", "tuple", "sorted", "reversed", "set"})
 _TAKEN_OUT = frozenset({"pop", "get", "setdefault", "popleft", "popitem"})
@@ -88,6 +88,7 @@ class Expressions(Lookups):
     attributes: dict[tuple[str, str], Kind]
     live: set[str]
     functions_own: Function | None
+    _element: Kind = Unknown("a lambda's parameter")
 
     # What `reading.py` defines.
 
@@ -296,8 +297,8 @@ class Expressions(Lookups):
         return kind if isinstance(kind, Unknown) else PLAIN
 
     def _Lambda(self, node: ast.Lambda, env: Env) -> Kind:
-        names = {item.arg: Unknown("a lambda's parameter") for item in node.args.args}
-        self.evaluate(node.body, Env(env, dict(names)))
+        names: dict[str, Kind] = {item.arg: self._element for item in node.args.args}
+        self.evaluate(node.body, Env(env, names))
         return PLAIN
 
     def _IfExp(self, node: ast.IfExp, env: Env) -> Kind:
@@ -397,8 +398,10 @@ class Expressions(Lookups):
         if special is not None:
             return special
         callee = self.evaluate(node.func, env)
-        kinds = [self.evaluate(item, env) for item in node.args]
-        named = {key.arg or "**": self.evaluate(key.value, env) for key in node.keywords}
+        kinds, named = self._given(node, env)
+        known = self._of_builtins(node, kinds)
+        if known is not None:
+            return known
         if isinstance(callee, Routine):
             return self.call(callee, node)
         if isinstance(callee, ClassObject):
@@ -423,21 +426,43 @@ class Expressions(Lookups):
             return self.annotation(node.args[0], file=self.file) or inner
         if last == "import_module" and node.args and isinstance(node.args[0], ast.Constant):
             return Module() if node.args[0].value in ("tensorrt", "tensorrt_bindings") else PLAIN
-        if name in _ITERATED and node.args:
-            source = self.evaluate(node.args[0], env)
-            version = isinstance(source, Known) and source.of_version
-            return source if version or isinstance(source, (Items, Fields)) else Items(self.element_of(source))
-        if name == "enumerate" and node.args:
-            return Items(Fields((PLAIN, self.element_of(self.evaluate(node.args[0], env)))))
-        if name == "zip":
-            return Items(Fields(tuple(self.element_of(self.evaluate(item, env)) for item in node.args)))
-        if name == "int" and len(node.args) == 1:
-            source = self.evaluate(node.args[0], env)
-            value = source.single if isinstance(source, Known) and source.of_version else None
-            return _constant(int(value), True) if isinstance(value, (str, int)) and str(value).isdigit() else PLAIN
-        if last == "enter_context" and len(node.args) == 1:
-            return self.evaluate(node.args[0], env)
         return None
+
+    def _given(self, node: ast.Call, env: Env) -> tuple[list[Kind], dict[str, Kind]]:
+        """Return what a call is given; a lambda there is taken to be given elements of the rest: `min(found, key=lambda ...)`."""
+        written = [*node.args, *(keyword.value for keyword in node.keywords)]
+        outer = self._element
+        if any(isinstance(item, ast.Lambda) for item in written):
+            receiver = self.evaluate(node.func.value, env) if isinstance(node.func, ast.Attribute) else PLAIN
+            rest = [receiver, *(self.evaluate(item, env) for item in written if not isinstance(item, ast.Lambda))]
+            self._element = joined(*(self.element_of(kind) for kind in rest))
+        kinds = [self.evaluate(item, env) for item in node.args]
+        named = {key.arg or "**": self.evaluate(key.value, env) for key in node.keywords}
+        self._element = outer
+        return kinds, named
+
+    def _of_builtins(self, node: ast.Call, kinds: list[Kind]) -> Kind | None:
+        """Answer calls of Python's own functions that hand on what they are given; None for others."""
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        last = node.func.attr if isinstance(node.func, ast.Attribute) else name
+        if name == "zip":
+            return Items(Fields(tuple(map(self.element_of, kinds))))
+        if not kinds:
+            return None
+        source = kinds[0]
+        is_version = isinstance(source, Known) and source.of_version
+        if name in _ITERATED:
+            return source if is_version or isinstance(source, (Items, Fields)) else Items(self.element_of(source))
+        if name in ("min", "max", "next"):
+            return joined(self.element_of(source), *kinds[1:])
+        if name == "filter":
+            return kinds[-1]
+        if name == "enumerate":
+            return Items(Fields((PLAIN, self.element_of(source))))
+        if name == "int":
+            value = source.single if isinstance(source, Known) and is_version else None
+            return _constant(int(value), True) if isinstance(value, (str, int)) and str(value).isdigit() else PLAIN
+        return source if last == "enter_context" else None
 
     def _by_text(self, function: str, node: ast.Call, env: Env) -> Kind:
         """Answer `getattr`, `hasattr` and `setattr`: the name is a constant, or one of several."""
@@ -446,6 +471,8 @@ class Expressions(Lookups):
         if isinstance(receiver, Unknown):
             asked = ast.unparse(node.args[0])
             self.find(node, f"`{ast.unparse(node)}`: what `{asked}` is cannot be seen ({receiver.why}): annotate it")
+        if isinstance(receiver, (OwnInstance, OwnClass)) and function == "getattr":
+            return Unknown("it is asked for by text")
         if not isinstance(receiver, (Module, ClassObject, Instance)):
             return PLAIN
         if not isinstance(name, Known):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +74,9 @@ class Program:
     functions: Mapping[str, Function]
     classes: Mapping[str, OwnClassDefinition]
     mentioned: frozenset[str]  # every name that is read somewhere
+    blocks: tuple[
+        tuple[str, int, int], ...
+    ]  # file, line of the statement around it (0 for none), line of its first statement
 
 
 def program_of(sources: Mapping[str, str]) -> Program:
@@ -84,6 +88,7 @@ def program_of(sources: Mapping[str, str]) -> Program:
         functions={key: function for each in parsed.values() for key, function in each.functions.items()},
         classes={key: definition for each in parsed.values() for key, definition in each.classes.items()},
         mentioned=frozenset(name for each in parsed.values() for name in each.mentioned),
+        blocks=tuple(block for each in parsed.values() for block in each.blocks),
     )
 
 
@@ -97,7 +102,24 @@ def _parsed(file: str, text: str) -> Program:
         _declare(definition)
     mentioned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     mentioned |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return Program(trees={file: tree}, modules={}, functions=functions, classes=classes, mentioned=frozenset(mentioned))
+    blocks = tuple((file, *block) for block in _blocks(tree))
+    return Program(
+        trees={file: tree},
+        modules={},
+        functions=functions,
+        classes=classes,
+        mentioned=frozenset(mentioned),
+        blocks=blocks,
+    )
+
+
+def _blocks(tree: ast.Module) -> Iterator[tuple[int, int]]:
+    """Yield the blocks of a source: line of the statement around, line of the first statement."""
+    for node in ast.walk(tree):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
+                yield getattr(node, "lineno", 0), block[0].lineno
 
 
 def _declare(definition: OwnClassDefinition) -> None:
@@ -148,16 +170,31 @@ def dotted(file: str) -> str:
 
 
 def tensorrt_sources(root: Path) -> dict[str, str]:
-    """Return every source of the package in which TensorRT's module occurs: path from `root` -> text."""
-    found = {}
-    for folder in ("edgebert", "export", "calibration"):
-        for path in sorted((root / folder).rglob("*.py")):
-            name = path.relative_to(root).as_posix()
-            if name.startswith(("edgebert/export/", "edgebert/calibration/")):  # links to the folders beside it
-                continue
-            text = path.read_text(encoding="utf-8")
-            if ("trt" in text or "tensorrt" in text) and _mentions_module(ast.parse(text)):
-                found[name] = text
+    """Return every source of the package in which TensorRT's module occurs, and what imports from those: path from `root` -> text."""
+    texts = {
+        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
+        for folder in ("edgebert", "export", "calibration")
+        for path in sorted((root / folder).rglob("*.py"))
+        if not path.relative_to(root).as_posix().startswith(("edgebert/export/", "edgebert/calibration/"))  # links
+    }
+    chosen = {file for file, text in texts.items() if _WORDS.search(text) and _mentions_module(ast.parse(text))}
+    modules = {dotted(file) for file in chosen}
+    last_names = re.compile("|".join(rf"\b{module.rpartition('.')[2]}\b" for module in modules) or "(?!)")
+    chosen |= {file for file, text in texts.items() if last_names.search(text) and _imports(ast.parse(text)) & modules}
+    return {file: text for file, text in texts.items() if file in chosen}
+
+
+_WORDS = re.compile(r"\btrt\b|\b_trt\b|\btensorrt\b")
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    """Return the modules that a source imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
     return found
 
 

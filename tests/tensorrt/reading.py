@@ -240,7 +240,11 @@ class Reading(Expressions):
         if base and any(isinstance(kind, ClassObject) for kind in bases):
             self.subclass(base, node)
         self.reached |= {(self.file, part.lineno) for part in node.body}
-        self.block([part for part in node.body if not isinstance(part, ast.AnnAssign)], Env(env))
+        inner = Env(env)
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign):
+                self.evaluate(part.value, inner)
+        self.block([part for part in node.body if not isinstance(part, ast.AnnAssign)], inner)
 
     def _Return_statement(self, node: ast.Return, env: Env) -> bool:
         self._give_back(self.evaluate(node.value, env))
@@ -335,6 +339,23 @@ class Reading(Expressions):
             jumped = self._jumps.pop()
             self._meet(env, [before, *jumped, *([env.names] if falls else [])])
         return self.block(otherwise, env) or True
+
+    def _Match_statement(self, node: ast.Match, env: Env) -> bool:
+        self.evaluate(node.subject, env)
+        branches, is_whole = [], False
+        for case in node.cases:
+            branch = Env(env.around, dict(env.names))
+            for pattern in ast.walk(case.pattern):
+                if isinstance(pattern, (ast.MatchAs, ast.MatchStar)) and pattern.name:
+                    branch.names[pattern.name] = Unknown("a name in a pattern")
+                elif isinstance(pattern, ast.MatchValue):
+                    self.evaluate(pattern.value, env)
+            if case.guard is not None:
+                self.evaluate(case.guard, branch)
+            if self.block(case.body, branch):
+                branches.append(branch.names)
+            is_whole |= isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None and case.guard is None
+        return self._meet(env, branches if is_whole else [*branches, dict(env.names)])
 
     def _With_statement(self, node: ast.With | ast.AsyncWith, env: Env) -> bool:
         for item in node.items:

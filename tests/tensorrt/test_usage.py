@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from tests.tensorrt.mutants import mutants, survivors, unmissed
+from tests.tensorrt.program import tensorrt_sources
 from tests.tensorrt.small_api import small_apis
 from tests.tensorrt.usage import Usage, usage_of
 
@@ -121,13 +123,15 @@ def test_usage_of_finds_every_mutant_of_a_right_source() -> None:
     assert survivors({FILE: RIGHT}, usage(RIGHT), small_apis()) == []
 
 
-def test_mutants_touch_attributes_keywords_guards_overrides_and_calls() -> None:
-    assert {mutant.use.what for mutant in mutants({FILE: RIGHT}, usage(RIGHT))} == {
-        "attribute",
-        "keyword",
-        "guard",
-        "override",
-        "call",
+def test_mutants_touch_every_kind_of_use() -> None:
+    found = {(mutant.use.what, mutant.change) for mutant in mutants({FILE: RIGHT}, usage(RIGHT), small_apis())}
+    assert found == {
+        ("attribute", "misspelt"),
+        ("keyword", "misspelt"),
+        ("guard", "misspelt"),
+        ("override", "misspelt"),
+        ("call", "too many arguments"),
+        ("call", "no arguments"),
     }
 
 
@@ -162,6 +166,17 @@ def test_reaches_leaves_out_what_a_version_has_no_way_to() -> None:
         ("kept = {'a': 1}.fromkeys(builder)", "`{'a': 1}.fromkeys(builder)`: an object of TensorRT's passes out of sight"),
         ("hidden.dtype", "`hidden.dtype`: what `hidden` is cannot be seen (the parameter `hidden` is not annotated as TensorRT's): annotate it"),
         ("other.create_network()", "`other.create_network` is a name of TensorRT's, and `other` is not seen to be: annotate it"),
+        ("match builder.num_cores:\n            case 1:\n                builder.num_corse", "`trt.Builder.num_corse` does not exist"),
+        ("class Own:\n            kept: int = trt.Flag.FP61", "`trt.Flag.FP61` does not exist"),
+        ("with builder as held:\n            held.num_corse", "`trt.Builder.num_corse` does not exist"),
+        ("for one, other in [(1, builder)]:\n            other.num_corse", "`trt.Builder.num_corse` does not exist"),
+        ("kept = []\n        kept.append(builder)\n        kept[0].num_corse", "`trt.Builder.num_corse` does not exist"),
+        ("assert (held := builder).num_corse", "`trt.Builder.num_corse` does not exist"),
+        ("f'{builder.num_corse}'", "`trt.Builder.num_corse` does not exist"),
+        ("sorted([builder], key=lambda each: each.num_corse)", "`trt.Builder.num_corse` does not exist"),
+        ("min([builder]).num_corse", "`trt.Builder.num_corse` does not exist"),
+        ("kept = lambda each: each.num_cores", "`each.num_cores`: what `each` is cannot be seen (a lambda's parameter): annotate it"),
+        ("other.held = builder", "an object of TensorRT's passes out of sight in `other.held`"),
         ("builder.create_network(0).get_input(0).dtyp", "`trt.Tensor.dtyp` does not exist"),
         ("[each.dtyp for each in builder.create_network().get_inputs()]", "`trt.Tensor.dtyp` does not exist"),
     ],
@@ -249,3 +264,17 @@ def test_usage_of_follows_objects_between_files() -> None:
     }
     found = usage_of(sources, small_apis()).findings
     assert {(finding.file, finding.line) for finding in found} == {("export/two.py", 5)}
+
+
+def test_tensorrt_sources_takes_who_mentions_the_module_and_who_imports_from_those(tmp_path: Path) -> None:
+    written = {
+        "edgebert/one.py": "def made(trt):\n    return trt.Builder\n",
+        "edgebert/two.py": "from edgebert.one import made\n",
+        "export/three.py": "from edgebert import one\n",
+        "calibration/four.py": "trt_is_only_part_of_a_name = 1\n",
+        "edgebert/five.py": "from edgebert.two import made\n",
+    }
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert sorted(tensorrt_sources(tmp_path)) == ["edgebert/one.py", "edgebert/two.py", "export/three.py"]

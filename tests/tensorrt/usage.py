@@ -86,23 +86,9 @@ def _false_guards(uses: Mapping[str, tuple[Use, ...]], everywhere: str) -> list[
 
 def _never_reached(program: Program, reached: frozenset[tuple[str, int]], everywhere: str) -> list[Finding]:
     """Find the first statement of each block that no version reaches."""
-    found = []
-    for file, tree in program.trees.items():
-        for node in ast.walk(tree):
-            for name in ("body", "orelse", "finalbody"):
-                block = getattr(node, name, None)
-                if not (isinstance(block, list) and block and _is_code(node, block)):
-                    continue
-                if (file, block[0].lineno) not in reached and _parent_reached(node, file, reached):
-                    text = "no version reaches this code, so nothing in it is checked"
-                    found.append(Finding(file, block[0].lineno, everywhere, text))
-    return found
-
-
-def _is_code(node: ast.AST, block: list[ast.stmt]) -> bool:
-    first = block[0]
-    return isinstance(first, ast.stmt) and not (isinstance(node, ast.ClassDef) and isinstance(first, ast.AnnAssign))
-
-
-def _parent_reached(node: ast.AST, file: str, reached: frozenset[tuple[str, int]]) -> bool:
-    return isinstance(node, ast.Module) or (file, getattr(node, "lineno", 0)) in reached
+    text = "no version reaches this code, so nothing in it is checked"
+    return [
+        Finding(file, first, everywhere, text)
+        for file, around, first in program.blocks
+        if (file, first) not in reached and (around == 0 or (file, around) in reached)
+    ]
