@@ -30,37 +30,11 @@ from tests.tensorrt.kinds import (
     Place,
     Routine,
     Unknown,
+    constant,
     joined,
 )
 from tests.tensorrt.lookups import Lookups
 from tests.tensorrt.program import MODULE_NAMES, Function, Program
-
-# Calls that may be given an object of TensorRT's: they keep none of it, or give it back.
-_HARMLESS = frozenset(
-    {
-        "discard",
-        "remove",
-        "index",
-        "count",
-        "bool",
-        "bytes",
-        "callable",
-        "float",
-        "format",
-        "frozenset",
-        "hash",
-        "id",
-        "int",
-        "isinstance",
-        "issubclass",
-        "len",
-        "max",
-    }
-    | {"memoryview", "print", "range", "repr", "str", "sum", "type", "sha256", "update", "write", "frombuffer"}
-)
-_ITERATED = frozenset({"iter", "list", "tuple", "sorted", "reversed", "set"})
-_TAKEN_OUT = frozenset({"pop", "get", "setdefault", "popleft", "popitem"})
-_PUT_IN = frozenset({"append", "add", "appendleft", "put", "insert", "extend"})
 
 
 class Env:
@@ -80,20 +54,26 @@ Condition: TypeAlias = "bool | None"
 
 
 class Expressions(Lookups):
-    """Kinds of expressions; `Reading` adds statements."""
+    """Kinds of expressions; `Calls` adds calls, `Reading` statements."""
 
     program: Program
     arguments: dict[tuple[str, str], Kind]
     returns: dict[str, Kind]
     attributes: dict[tuple[str, str], Kind]
     live: set[str]
-    functions_own: Function | None
+    function_read: Function | None
     _element: Kind = Unknown("a lambda's parameter")
 
     # What `reading.py` defines.
 
     def annotation(self, node: ast.expr | None, *, file: str) -> Kind | None:
         """Return what an annotation says; None where it says nothing."""
+        raise NotImplementedError
+
+    # What `calls.py` defines.
+
+    def given_back(self, function: Function) -> Kind:
+        """Return what a call of a function of ours gives."""
         raise NotImplementedError
 
     # Expressions.
@@ -156,7 +136,7 @@ class Expressions(Lookups):
     def _own_attribute(self, receiver: OwnInstance | OwnClass, node: ast.Attribute) -> Kind:
         """Return an attribute of an instance or a class of ours: declared, assigned, a method, or TensorRT's."""
         name = node.attr
-        for key in self._line(receiver.key):
+        for key in self.line(receiver.key):
             method = self.program.classes[key].methods.get(name)
             if method is not None:
                 return self._method(method, receiver)
@@ -177,12 +157,12 @@ class Expressions(Lookups):
         self.live.add(key)
         function = self.program.functions[key]
         if function.decorators & {"property", "cached_property"}:
-            return self._given_back(function)
+            return self.given_back(function)
         plain = "staticmethod" in function.decorators
         bound = not plain and (isinstance(receiver, OwnInstance) or "classmethod" in function.decorators)
         return OwnFunction(key, bound=bound)
 
-    def _line(self, key: str) -> list[str]:
+    def line(self, key: str) -> list[str]:
         """Return a class of ours and its bases that are ours."""
         found, rest = [], [key]
         while rest:
@@ -193,7 +173,7 @@ class Expressions(Lookups):
 
     def base_of(self, key: str) -> str:
         """Return the class of TensorRT that a class of ours is derived from, "" for none."""
-        for own in self._line(key):
+        for own in self.line(key):
             bases = self.attributes.get((own, "(bases)"), PLAIN)
             for kind in getattr(bases, "elements", ()):
                 if isinstance(kind, ClassObject):
@@ -202,7 +182,7 @@ class Expressions(Lookups):
 
     def _Subscript(self, node: ast.Subscript, env: Env) -> Kind:
         receiver, index = self.evaluate(node.value, env), self.evaluate(node.slice, env)
-        self._compare_names(index, receiver)
+        self.compare_names(index, receiver)
         if isinstance(receiver, Items):
             return receiver if isinstance(node.slice, ast.Slice) else receiver.element
         if isinstance(receiver, Fields):
@@ -224,10 +204,10 @@ class Expressions(Lookups):
             if not all(bound is None or isinstance(bound, int) for bound in bounds):
                 return PLAIN
             lower, upper = (bound if isinstance(bound, int) else None for bound in bounds)
-            return _constant(value[lower:upper], receiver.of_version)
+            return constant(value[lower:upper], receiver.of_version)
         position = index.single if isinstance(index, Known) else Known
         if isinstance(position, int) and -len(value) <= position < len(value):
-            return _constant(value[position], receiver.of_version)
+            return constant(value[position], receiver.of_version)
         return PLAIN
 
     def _Tuple(self, node: ast.Tuple, env: Env) -> Kind:
@@ -236,7 +216,7 @@ class Expressions(Lookups):
         if any(isinstance(item, ast.Starred) for item in node.elts):
             return Items(joined(*(kind.element if isinstance(kind, Items) else kind for kind in kinds)))
         if len(known) == len(kinds) and known and all(isinstance(value, int) for value in known):
-            return _constant(tuple(known), False)
+            return constant(tuple(known), False)
         return Fields(kinds)
 
     def _List(self, node: ast.List | ast.Set, env: Env) -> Kind:
@@ -269,9 +249,9 @@ class Expressions(Lookups):
             return None
         if not (isinstance(source, Known) and source.of_version and isinstance(source.single, tuple)):
             return None
-        parts = [self.evaluate(node.elt, Env(env, {first.target.id: _constant(part, True)})) for part in source.single]
+        parts = [self.evaluate(node.elt, Env(env, {first.target.id: constant(part, True)})) for part in source.single]
         values = [part.single for part in parts if isinstance(part, Known)]
-        return _constant(tuple(values), True) if len(values) == len(parts) and Known not in values else None
+        return constant(tuple(values), True) if len(values) == len(parts) and Known not in values else None
 
     def _DictComp(self, node: ast.DictComp, env: Env) -> Kind:
         inner = self._generators(node.generators, env)
@@ -293,7 +273,7 @@ class Expressions(Lookups):
         if isinstance(kind, Fields):
             return joined(*kind.elements)
         if isinstance(kind, Known) and isinstance(kind.single, tuple):
-            return joined(*(_constant(part, kind.of_version) for part in kind.single))
+            return joined(*(constant(part, kind.of_version) for part in kind.single))
         return kind if isinstance(kind, Unknown) else PLAIN
 
     def _Lambda(self, node: ast.Lambda, env: Env) -> Kind:
@@ -326,11 +306,11 @@ class Expressions(Lookups):
         left = self.evaluate(node.left, env)
         for other in node.comparators:
             right = self.evaluate(other, env)
-            self._compare_names(left, right)
-            self._compare_names(right, left)
+            self.compare_names(left, right)
+            self.compare_names(right, left)
         return PLAIN
 
-    def _compare_names(self, name: Kind, other: Kind) -> None:
+    def compare_names(self, name: Kind, other: Kind) -> None:
         """Hold texts that an enum member's name is compared with, or looked up in, against the enum."""
         if not isinstance(name, MemberName):
             return
@@ -343,7 +323,7 @@ class Expressions(Lookups):
             )
         elif isinstance(other, Fields):
             for element in other.elements:
-                self._compare_names(name, element)
+                self.compare_names(name, element)
 
     # Conditions.
 
@@ -391,157 +371,7 @@ class Expressions(Lookups):
             return None
         return _compared(left.single, operator, right.single)
 
-    # Calls.
-
-    def _Call(self, node: ast.Call, env: Env) -> Kind:
-        special = self._special(node, env)
-        if special is not None:
-            return special
-        callee = self.evaluate(node.func, env)
-        kinds, named = self._given(node, env)
-        known = self._of_builtins(node, kinds)
-        if known is not None:
-            return known
-        if isinstance(callee, Routine):
-            return self.call(callee, node)
-        if isinstance(callee, ClassObject):
-            return self.construct(callee, node)
-        if isinstance(callee, OwnFunction):
-            return self._call_own(callee, kinds, named)
-        if isinstance(callee, OwnClass):
-            return self._construct_own(callee, kinds, named)
-        return self._call_other(node, callee, [*kinds, *named.values()], env)
-
-    def _special(self, node: ast.Call, env: Env) -> Kind | None:
-        """Answer the calls whose meaning the checker knows; None for others."""
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        last = node.func.attr if isinstance(node.func, ast.Attribute) else name
-        if name == "super" and self.functions_own is not None and self.functions_own.owner:
-            base = self.base_of(self.functions_own.owner)
-            return Instance(base) if base else PLAIN
-        if name in ("getattr", "hasattr", "setattr") and len(node.args) >= 2:
-            return self._by_text(name, node, env)
-        if last == "cast" and len(node.args) == 2:
-            inner = self.evaluate(node.args[1], env)
-            return self.annotation(node.args[0], file=self.file) or inner
-        if last == "import_module" and node.args and isinstance(node.args[0], ast.Constant):
-            return Module() if node.args[0].value in ("tensorrt", "tensorrt_bindings") else PLAIN
-        return None
-
-    def _given(self, node: ast.Call, env: Env) -> tuple[list[Kind], dict[str, Kind]]:
-        """Return what a call is given; a lambda there is taken to be given elements of the rest: `min(found, key=lambda ...)`."""
-        written = [*node.args, *(keyword.value for keyword in node.keywords)]
-        outer = self._element
-        if any(isinstance(item, ast.Lambda) for item in written):
-            receiver = self.evaluate(node.func.value, env) if isinstance(node.func, ast.Attribute) else PLAIN
-            rest = [receiver, *(self.evaluate(item, env) for item in written if not isinstance(item, ast.Lambda))]
-            self._element = joined(*(self.element_of(kind) for kind in rest))
-        kinds = [self.evaluate(item, env) for item in node.args]
-        named = {key.arg or "**": self.evaluate(key.value, env) for key in node.keywords}
-        self._element = outer
-        return kinds, named
-
-    def _of_builtins(self, node: ast.Call, kinds: list[Kind]) -> Kind | None:
-        """Answer calls of Python's own functions that hand on what they are given; None for others."""
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        last = node.func.attr if isinstance(node.func, ast.Attribute) else name
-        if name == "zip":
-            return Items(Fields(tuple(map(self.element_of, kinds))))
-        if not kinds:
-            return None
-        source = kinds[0]
-        is_version = isinstance(source, Known) and source.of_version
-        if name in _ITERATED:
-            return source if is_version or isinstance(source, (Items, Fields)) else Items(self.element_of(source))
-        if name in ("min", "max", "next"):
-            return joined(self.element_of(source), *kinds[1:])
-        if name == "filter":
-            return kinds[-1]
-        if name == "enumerate":
-            return Items(Fields((PLAIN, self.element_of(source))))
-        if name == "int":
-            value = source.single if isinstance(source, Known) and is_version else None
-            return _constant(int(value), True) if isinstance(value, (str, int)) and str(value).isdigit() else PLAIN
-        return source if last == "enter_context" else None
-
-    def _by_text(self, function: str, node: ast.Call, env: Env) -> Kind:
-        """Answer `getattr`, `hasattr` and `setattr`: the name is a constant, or one of several."""
-        receiver, name = self.evaluate(node.args[0], env), self.evaluate(node.args[1], env)
-        rest = [self.evaluate(item, env) for item in node.args[2:]]
-        if isinstance(receiver, Unknown):
-            asked = ast.unparse(node.args[0])
-            self.find(node, f"`{ast.unparse(node)}`: what `{asked}` is cannot be seen ({receiver.why}): annotate it")
-        if isinstance(receiver, (OwnInstance, OwnClass)) and function == "getattr":
-            return Unknown("it is asked for by text")
-        if not isinstance(receiver, (Module, ClassObject, Instance)):
-            return PLAIN
-        if not isinstance(name, Known):
-            self.find(node, f"`{ast.unparse(node)}`: the name cannot be seen: write it as text")
-            return PLAIN
-        found = []
-        for literal in sorted(name.literals, key=lambda literal: str(literal.value)):
-            text, place = str(literal.value), literal.place or Place(self.file, node.lineno, node.col_offset)
-            if function == "setattr" and isinstance(receiver, Instance):
-                self.set(receiver, text, node, place)
-            elif function == "hasattr" or (function == "getattr" and rest):
-                present = self.has(receiver, text, place)
-                member = self.member(receiver, text)
-                if function == "getattr":
-                    found.append(member if present and member is not None else rest[0])
-            else:
-                found.append(self.attribute(receiver, text, node, place))
-        return joined(*found) if function == "getattr" else PLAIN
-
-    def _call_own(self, callee: OwnFunction, kinds: list[Kind], named: dict[str, Kind]) -> Kind:
-        function = self.program.functions[callee.key]
-        self.live.add(callee.key)
-        parameters = [item.arg for item in function.parameters()][1 if callee.bound else 0 :]
-        for name, kind in [*zip(parameters, kinds, strict=False), *named.items()]:
-            self._learn(self.arguments, (callee.key, name), kind)
-        return self._given_back(function)
-
-    def _given_back(self, function: Function) -> Kind:
-        """Return what a call of a function of ours gives."""
-        declared = self.annotation(function.node.returns, file=function.file)
-        learned = self.returns.get(function.key)
-        if declared is None:
-            return Unknown(f"what `{function.node.name}` returns is not said") if learned is None else learned
-        if declared == PLAIN and isinstance(learned, Known) and learned.of_version:
-            return learned
-        return declared
-
-    def _construct_own(self, callee: OwnClass, kinds: list[Kind], named: dict[str, Kind]) -> Kind:
-        base = self.base_of(callee.key)
-        for key in self._line(callee.key):
-            definition = self.program.classes[key]
-            if "__init__" in definition.methods:
-                self._call_own(OwnFunction(definition.methods["__init__"], bound=True), kinds, named)
-                break
-            fields = list(definition.declared)
-            for name, kind in [*zip(fields, kinds, strict=False), *named.items()]:
-                if name in fields:
-                    self._learn(self.attributes, (key, name), kind)
-        return OwnInstance(callee.key, base)
-
-    def _call_other(self, node: ast.Call, callee: Kind, kinds: list[Kind], env: Env) -> Kind:
-        """Answer a call of what is neither ours nor TensorRT's: methods of containers are followed, nothing else may be given an object."""
-        last = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        receiver = self.evaluate(node.func.value, env) if isinstance(node.func, ast.Attribute) else PLAIN
-        if isinstance(receiver, Items):
-            if last in _TAKEN_OUT:
-                self._compare_names(kinds[0] if kinds else PLAIN, receiver)
-                return joined(receiver.element, *kinds[1:])
-            if last in _PUT_IN and isinstance(node.func, ast.Attribute):
-                self.grow(node.func.value, kinds[-1] if kinds else PLAIN, env)
-                return PLAIN
-            if last in ("items", "values", "copy"):
-                return Items(Fields((PLAIN, receiver.element))) if last == "items" else receiver
-        if isinstance(receiver, Known) and receiver.of_version and last == "split":
-            value, separator = receiver.single, kinds[0].single if kinds and isinstance(kinds[0], Known) else "."
-            return _constant(tuple(str(value).split(str(separator))), True)
-        if last not in _HARMLESS and any(map(self.carries_names, kinds)):
-            self.find(node, f"`{ast.unparse(node)}`: an object of TensorRT's passes out of sight")
-        return callee if isinstance(callee, Unknown) else PLAIN
+    # Targets.
 
     def grow(self, target: ast.expr, kind: Kind, env: Env) -> None:
         """Learn that a container, a name or an attribute of ours, holds something."""
@@ -550,14 +380,12 @@ class Expressions(Lookups):
             return
         receiver = self.evaluate(target.value, env) if isinstance(target, ast.Attribute) else PLAIN
         if isinstance(target, ast.Attribute) and isinstance(receiver, OwnInstance):
-            self._learn(self.attributes, (receiver.key, target.attr), Items(kind))
+            self.learn(self.attributes, (receiver.key, target.attr), Items(kind))
         elif self.carries_names(kind):
             self.find(target, f"an object of TensorRT's passes out of sight in `{ast.unparse(target)}`")
 
-    def _learn(self, table: dict[tuple[str, str], Kind], key: tuple[str, str], kind: Kind) -> None:
+    def learn(self, table: dict[tuple[str, str], Kind], key: tuple[str, str], kind: Kind) -> None:
         table[key] = joined(table[key], kind) if key in table else kind
-
-    # Targets.
 
     def bind(self, target: ast.expr, kind: Kind, env: Env) -> None:
         """Assign to a name, an attribute, an element, or several at once."""
@@ -580,7 +408,7 @@ class Expressions(Lookups):
         if isinstance(receiver, Instance):
             self.set(receiver, target.attr, target, self._place(target, target.attr))
         elif isinstance(receiver, (OwnInstance, OwnClass)):
-            self._learn(self.attributes, (receiver.key, target.attr), kind)
+            self.learn(self.attributes, (receiver.key, target.attr), kind)
         elif isinstance(receiver, Unknown):
             asked = ast.unparse(target.value)
             self.find(
@@ -588,10 +416,6 @@ class Expressions(Lookups):
             )
         elif self.carries_names(kind):
             self.find(target, f"an object of TensorRT's passes out of sight in `{ast.unparse(target)}`")
-
-
-def _constant(value: object, of_version: bool) -> Known:
-    return Known(frozenset({Literal(value, None)}), of_version)
 
 
 def _compared(left: object, operator: ast.cmpop, right: object) -> Condition:

@@ -138,6 +138,11 @@ NOTHING = Nothing()
 _MOST_LITERALS = 64  # more are no choice of names
 
 
+def constant(value: object, of_version: bool) -> Known:
+    """Return a constant that was computed."""
+    return Known(frozenset({Literal(value, None)}), of_version)
+
+
 def joined(*kinds: Kind) -> Kind:
     """Return what is one of several; what is known of TensorRT wins over what is not."""
     result: Kind | None = None

@@ -6,7 +6,8 @@ import ast
 from dataclasses import dataclass
 
 from tests.tensorrt.api import Api
-from tests.tensorrt.inference import Env, Expressions
+from tests.tensorrt.calls import Calls
+from tests.tensorrt.inference import Env
 from tests.tensorrt.kinds import (
     NOTHING,
     PLAIN,
@@ -55,7 +56,7 @@ def read(program: Program, api: Api) -> Read:
     raise AssertionError(f"the checker learns something new in each of {_MOST_PASSES} passes")
 
 
-class Reading(Expressions):
+class Reading(Calls):
     """One version's reading of a program."""
 
     def __init__(self, program: Program, api: Api) -> None:
@@ -65,7 +66,7 @@ class Reading(Expressions):
         self.returns = {}
         self.attributes = {}
         self.live = set()
-        self.functions_own: Function | None = None
+        self.function_read: Function | None = None
         self.reached: set[tuple[str, int]] = set()
         self._modules: dict[str, Env] = {file: Env() for file in program.trees}
         self._pending: list[tuple[Function, Env]] = []
@@ -95,7 +96,7 @@ class Reading(Expressions):
         return function.key in self.live or not closed or name not in self.program.mentioned
 
     def _function(self, function: Function, around: Env) -> None:
-        self.file, self.functions_own = function.file, function
+        self.file, self.function_read = function.file, function
         env = Env(around, {})
         for item in function.parameters():
             env.names[item.arg] = self._parameter(function, item)
@@ -104,7 +105,7 @@ class Reading(Expressions):
             if extra is not None:
                 env.names[extra.arg] = Items(self.annotation(extra.annotation, file=self.file) or PLAIN)
         self.block(function.node.body, env)
-        self.functions_own = None
+        self.function_read = None
 
     def _parameter(self, function: Function, item: ast.arg) -> Kind:
         """Return what a parameter is: as annotated, or what the calls that are seen give it."""
@@ -251,8 +252,8 @@ class Reading(Expressions):
         return False
 
     def _give_back(self, kind: Kind) -> None:
-        if self.functions_own is not None:
-            key = self.functions_own.key
+        if self.function_read is not None:
+            key = self.function_read.key
             self.returns[key] = joined(self.returns[key], kind) if key in self.returns else kind
 
     def _Expr_statement(self, node: ast.Expr, env: Env) -> None:
