@@ -18,12 +18,13 @@ def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("bindings")
     try:
         found = all_bindings(folder)
+        request.config.stash[_HELD] = f"checked against the official bindings of {', '.join(found)}"
+        yield found
     except WheelsMissing as error:
         request.config.stash[_HELD] = f"NOT CHECKED against any binding wheel: {error}"
         pytest.skip(f"TensorRT's binding wheels: {error}")
-    request.config.stash[_HELD] = f"checked against the official bindings of {', '.join(found)}"
-    yield found
-    shutil.rmtree(folder)  # their licence: installed for the test, and not kept
+    finally:
+        shutil.rmtree(folder)  # their licence: installed for the test, and not kept
 
 
 @pytest.fixture(params=[wheel.version for wheel in WHEELS])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +131,11 @@ def test_usage_misses_every_name_that_a_version_loses(
 
 
 @pytest.fixture(scope="module")
-def mypy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where mypy keeps what it knows of Python's own modules from version to version."""
-    return tmp_path_factory.mktemp("mypy")
+def mypy_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the stubs are, and where mypy keeps what it knows of Python's own modules from version to version."""
+    folder = tmp_path_factory.mktemp("mypy")
+    yield folder
+    shutil.rmtree(folder)  # the stubs are made of the wheels' text
 
 
 @needs_code
