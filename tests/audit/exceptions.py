@@ -114,6 +114,46 @@ def _of_devices(test: str) -> tuple[Exemption, ...]:
     )
 
 
+def _of_bindings() -> tuple[Exemption, ...]:
+    """Return what may happen where TensorRT's binding wheels are fetched, once in a run, and imported by processes of their own."""
+    test, missing = "tests/tensorrt/", "the wheels cannot be had here, and the tests say so"
+    return (
+        Exemption("exec", "<string>", by="pip._vendor.*", test=test, why="as for devices", unused=missing),
+        Exemption(
+            "program",
+            "*/rustc",
+            by="pip._internal.network.session",
+            test=test,
+            why="pip says in its user agent which Rust is here",
+            unused="no Rust on this computer",
+        ),
+        Exemption(
+            "socket",
+            "*",
+            test=test,
+            why="pip fetches the official bindings, which may not be kept or passed on: the other test that leaves the loopback",
+            unused=missing,
+        ),
+        Exemption(
+            "write",
+            "*/pip/*",
+            test=test,
+            why="pip keeps what it fetched in its own cache",
+            unused="it is there already, or pip keeps none",
+        ),
+        *(
+            Exemption(
+                event,
+                "*/tensorrt_bindings/*",
+                test=test,
+                why="a child process imports the bindings from the temporary folder that they were installed into",
+                unused=missing,
+            )
+            for event in ("exec", "import")
+        ),
+    )
+
+
 EXEMPTIONS: tuple[Exemption, ...] = (
     # Code without a file, written by the module itself.
     Exemption("exec", "<string>", by="dataclasses", why="writes `__init__` and its kin of a dataclass"),
@@ -245,6 +285,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
     *_of_devices(DEVICE),
     *_of_devices(WHEEL),
+    *_of_bindings(),
     Exemption(
         "exec",
         "*+device-py3-none-any.whl/*",
