@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert import __version__
+from edgebert.bench.environment.jetson.facts import jetson_facts, jetson_refusal
 from edgebert.extras import EXTRAS, FLOORS, below_floor, install_command, installed_version, require
 from edgebert.fingerprint import gpu_facts, machine
 from edgebert.runtime.instructions import cpu_flags, int8_instructions
@@ -70,6 +71,7 @@ def computer() -> dict[str, str]:
             if installed_version(backend)
         },
         **({"nvidia": gpu} if gpu else {}),
+        **device_facts(),
         # What a form's fingerprint is compared with, in its own words.
         "forms that fit": ", ".join(
             (
@@ -79,6 +81,11 @@ def computer() -> dict[str, str]:
             )
         ),
     }
+
+
+def device_facts() -> dict[str, str]:
+    """Return what is known of this Jetson, each name beginning with `jetson`; nothing on another computer."""
+    return {f"jetson {name}": value for name, value in jetson_facts().items()}
 
 
 def cpu_model() -> str:
@@ -117,6 +124,8 @@ def _target_state(target: Target) -> TargetState:
 
 
 def _why_not_here(target: Target) -> str:
+    if target.backend == "tensorrt" and (refused := jetson_refusal()):
+        return refused
     version = installed_version(target.backend)
     if version is None:
         return f"`{target.backend}` is not installed: {install_command(target.backend)}"

@@ -61,11 +61,7 @@ def test_trapezoid_reads_between_two_samples() -> None:
 
 def test_energy_is_what_is_above_idle_for_each_image() -> None:
     found = stated(recorded())
-    assert (found.idle_w, found.idle_before_w, found.idle_after_w) == (
-        pytest.approx(5.0),
-        pytest.approx(5.0),
-        pytest.approx(5.0),
-    )
+    assert [found.idle_w, found.idle_before_w, found.idle_after_w] == pytest.approx([5.0, 5.0, 5.0])
     assert found.mean_w == pytest.approx(15.0, rel=0.01)
     assert found.gross_j_per_image == pytest.approx(0.15, rel=0.01)
     assert found.above_idle_j_per_image == pytest.approx(0.10, rel=0.01)
@@ -85,7 +81,7 @@ def test_energy_calls_a_sum_of_rails_a_sum() -> None:
 
 def test_energy_takes_the_mean_of_idle_before_and_after() -> None:
     found = stated(recorded(watts=lambda t: 15.0 if 10 * S <= t < 30 * S else 5.0 if t < 10 * S else 7.0))
-    assert (found.idle_before_w, found.idle_after_w) == (pytest.approx(5.0), pytest.approx(7.0))
+    assert [found.idle_before_w, found.idle_after_w] == pytest.approx([5.0, 7.0])
     assert found.above_idle_j_per_image == pytest.approx(0.09, rel=0.02)
 
 
