@@ -170,7 +170,7 @@ class Tegrastats(JetsonSource):
     wanted = (EMC_COLUMN, POWER_COLUMN)
     command: ClassVar[tuple[str, ...]] = TEGRASTATS
     root: ClassVar[Path] = Path("/")  # a recorded tree has no programs
-    patience_s: ClassVar[float] = 2.0  # for its first line, which names the rails
+    patience_s: ClassVar[float] = 4.0  # for its first line, which names the rails
 
     def _find_here(self, files: SystemFiles) -> None:
         self._stream: TegrastatsStream | None = None
