@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgebert.bench.environment.jetson.clocks import find_gpu, read_gpu_clock, read_locked
+from edgebert.bench.environment.jetson.clocks import read_gpu_clock, read_load, read_locked
 from edgebert.bench.environment.jetson.heat import alerts_now
 from edgebert.bench.environment.jetson.identity import is_jetson, jetpack_of_l4t, read_l4t, unsupported_reason
 from edgebert.bench.environment.jetson.power_mode import DEFINITIONS, STATUS, defined_modes, highest, read_power_mode
@@ -95,10 +95,9 @@ def slow_downs(seen: Observation) -> Check:
 
 def gpu_load(seen: Observation) -> Check:
     """Whether somebody uses the GPU."""
-    gpu = find_gpu(seen.files)
-    load = None if gpu is None else seen.files.number(gpu.load)
+    load = read_load(seen.files)
     if load is None:
-        return _unknown("GPU load", "this GPU tells none")  # not 0: Thor's devfreq has no load
+        return _unknown("GPU load", "this GPU tells none")  # which is not 0
     return Check(
         name="GPU load",
         state="warn" if load > _BUSY_PERMILLE else "pass",

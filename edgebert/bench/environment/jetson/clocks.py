@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from edgebert.bench.environment.jetson.nvml import GpuLoad
 from edgebert.bench.environment.jetson.programs import JETSON_CLOCKS_SHOW, answer_of, are_locked, shown_clocks
 from edgebert.bench.environment.schema import GpuClock
 from edgebert.bench.environment.system_files import SystemFiles
@@ -73,6 +75,18 @@ def read_gpu_clock(files: SystemFiles) -> GpuClock | None:
         max_khz=_kilohertz(files.number(gpu.highest)),
         governor=files.text(gpu.governor),
     )
+
+
+def read_load(files: SystemFiles) -> int | None:
+    """Return how much of its time the GPU works, per mille, from its folder or the driver's library; None is not 0."""
+    gpu = find_gpu(files)
+    load = None if gpu is None else files.number(gpu.load)
+    if load is not None or gpu is None or files.root != Path("/"):
+        return load
+    nvml = GpuLoad()
+    load = nvml.permille()
+    nvml.close()
+    return load
 
 
 def read_locked(files: SystemFiles) -> bool | None:

@@ -16,6 +16,7 @@ from typing import ClassVar
 from edgebert.bench.environment.jetson.clocks import EMC_CLOCK, find_gpu
 from edgebert.bench.environment.jetson.heat import OVER_CURRENT, find_cooling, find_over_current, find_zones
 from edgebert.bench.environment.jetson.identity import is_jetson
+from edgebert.bench.environment.jetson.nvml import GpuLoad
 from edgebert.bench.environment.jetson.rails import Rail, column_of, find_rails
 from edgebert.bench.environment.jetson.tegrastats import Reading
 from edgebert.bench.environment.jetson.tegrastats_stream import TEGRASTATS, TegrastatsStream
@@ -74,6 +75,7 @@ class GpuClockSource(_Files):
     """The GPU's clock, its limits of this moment, and its load."""
 
     wanted = ("gpu_clock_khz", "gpu_clock_min_khz", "gpu_clock_max_khz", "gpu_load_permille")
+    root: ClassVar[Path] = Path("/")  # a recorded tree has no driver
 
     def _add_columns(self, files: SystemFiles) -> None:
         gpu = find_gpu(files)
@@ -82,8 +84,27 @@ class GpuClockSource(_Files):
         clocks = (gpu.current, gpu.lowest, gpu.highest)
         for name, path in zip(self.wanted[:3], clocks, strict=True):
             self._add(files, name, path, divisor=1_000)
+        self._nvml: GpuLoad | None = None
         if files.exists(gpu.load):
             self._add(files, self.wanted[3], gpu.load)
+        elif files.root == self.root:
+            self._add_nvml()
+
+    def _add_nvml(self) -> None:
+        """Thor's devfreq has no load; the driver's library may know it."""
+        nvml = GpuLoad()
+        if not nvml.is_known:
+            return
+        self._nvml = nvml
+        self._values.append(lambda: _value_or_missing(nvml.permille()))
+        self._offer(self.wanted[3], "nvmlDeviceGetUtilizationRates")
+
+    def close(self) -> None:
+        """Close the files, and let the library go."""
+        super().close()
+        nvml = getattr(self, "_nvml", None)
+        if nvml is not None:
+            nvml.close()
 
     def _why_absent(self, files: SystemFiles) -> str:
         return "no clock of a GPU in /sys/class/devfreq" if find_gpu(files) is None else "the GPU tells no load"
@@ -227,7 +248,11 @@ JETSON_SOURCES: tuple[type[Source], ...] = (GpuClockSource, MemoryClock, Zones, 
 
 def _scaled(reader: FileReader, divisor: int) -> int:
     value = reader.number()
-    return MISSING if value is None else math.floor(value / divisor)
+    return MISSING if value is None else value // divisor
+
+
+def _value_or_missing(value: int | None) -> int:
+    return MISSING if value is None else value
 
 
 def _product(readers: Sequence[FileReader]) -> int:
