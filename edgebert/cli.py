@@ -642,7 +642,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Beside single-stream: multi-stream, offline, paced, server, soak, cold, all; repeatable.",
+            help="Beside single-stream: multi-stream, offline, paced, server, soak, energy, cold, all; repeatable.",
         ),
     ] = None,
     margin: Annotated[float, typer.Option(help="Difference in speed that matters, 0.01 is 1 %.")] = 0.01,
@@ -1143,13 +1143,21 @@ def targets(as_json: _flags.Json = False) -> None:
     """List the targets, and whether this computer can run each."""
 
     def command() -> int:
-        from edgebert.doctor import target_states
+        from edgebert.doctor import device_facts, target_states
 
-        states = target_states()
+        states, device = target_states(), device_facts()
         rows = [(state.name, state.summary, "yes" if state.here else f"no: {state.reason}") for state in states]
         show(
-            {"targets": [plain(state) for state in states]},
-            columns(("target", "device and backend", "runs here"), rows),
+            {"targets": [plain(state) for state in states], **({"device": device} if device else {})},
+            "\n\n".join(
+                filter(
+                    None,
+                    (
+                        columns(("target", "device and backend", "runs here"), rows),
+                        columns(("", ""), list(device.items())).lstrip("\n") if device else "",
+                    ),
+                )
+            ),
             as_json=as_json,
         )
         return 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebert import __version__
+from edgebert.bench.environment.jetson.facts import jetson_facts, jetson_refusal
 from edgebert.errors import UnavailableError
 from edgebert.extras import EXTRAS, FLOORS, below_floor, found_version, install_command, require
 from edgebert.fingerprint import gpu_facts, machine
@@ -72,6 +73,7 @@ def computer() -> dict[str, str]:
             if found_version(backend)
         },
         **({"nvidia": gpu} if gpu else {}),
+        **device_facts(),
         # What a form's fingerprint is compared with, in its own words.
         "forms that fit": ", ".join(
             (
@@ -81,6 +83,11 @@ def computer() -> dict[str, str]:
             )
         ),
     }
+
+
+def device_facts() -> dict[str, str]:
+    """Return what is known of this Jetson, each name beginning with `jetson`; nothing on another computer."""
+    return {f"jetson {name}": value for name, value in jetson_facts().items()}
 
 
 def cpu_model() -> str:
@@ -120,7 +127,7 @@ def _target_state(target: Target) -> TargetState:
 
 def _why_not_here(target: Target) -> str:
     if target.backend == "tensorrt":  # of the system, and its version alone says little
-        return _why_no_tensorrt()
+        return jetson_refusal() or _why_no_tensorrt()
     version = found_version(target.backend)
     if version is None:
         return f"`{target.backend}` is not installed: {install_command(target.backend)}"

@@ -274,7 +274,7 @@ def gpu_facts(root: Path = Path("/"), library: str = "libcuda.so.1") -> GpuFacts
         multiprocessors=asked.multiprocessors,
         cuda=asked.cuda,
         driver=_first(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", root / "proc/driver/nvidia/version"),
-        l4t=_l4t(_content(root / "etc/nv_tegra_release")),
+        l4t=l4t_of_release(_content(root / "etc/nv_tegra_release")),
     )
 
 
@@ -367,7 +367,7 @@ def _cuda_attribute(cuda: ctypes.CDLL, device: ctypes.c_int, number: int) -> int
     return value.value if cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device) == 0 else None
 
 
-def _l4t(release: str) -> str | None:
+def l4t_of_release(release: str) -> str | None:
     """Return `36.4.3` of `# R36 (release), REVISION: 4.3, ...`; the rest of the line differs between releases."""
     found = re.search(r"R(\d+)[^\n]*?REVISION:\s*(\d+(?:\.\d+)*)", release)
     return f"{found[1]}.{found[2]}" if found else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from edgebert._json import Fields, JsonObject
 from edgebert.bench.arms import ArmRequest, arms_from_paths, control_of, find_arm
 from edgebert.bench.comparisons import NARROW, comparisons_from_samples
 from edgebert.bench.device_lock import device_lock
+from edgebert.bench.energy import ENERGY_SCENARIOS, IDLE_S, idle_columns
+from edgebert.bench.environment.jetson.rails import label_of
 from edgebert.bench.environment.preflight import preflight
 from edgebert.bench.environment.sampler_process import Sampler
 from edgebert.bench.environment.telemetry import Telemetry, columns_of_telemetry
@@ -42,7 +45,7 @@ from edgebert.bench.statistics.formulas import minimum_queries
 from edgebert.bench.statistics.stopping import StoppingRule
 from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
 from edgebert.data import DataOptions, load_dataset
-from edgebert.errors import EdgebertError, RefusedError
+from edgebert.errors import EdgebertError, RefusedError, UnavailableError
 from edgebert.runtime.runner import physical_cores
 
 _log = logging.getLogger("edgebert")
@@ -132,6 +135,7 @@ class _Bench:
     params: tuple[Mapping[ScenarioName, ScenarioParams], ...] = ()
     notes: list[str] = field(default_factory=list)
     cold: tuple[ColdStart | None, ...] = ()
+    idle: list[tuple[int, int]] = field(default_factory=list)
 
     def measure(self) -> None:
         """Do all of it; what is complete stays where this ends early."""
@@ -140,6 +144,7 @@ class _Bench:
         with Sampler(avoid=processors(self.options.cpus)) as sampler:
             try:
                 self.checks = preflight_records()
+                self._rest(sampler)
                 with self._opened() as opened:
                     cards = [arm.card for arm in opened]
                     names = [arm.name for arm in opened]
@@ -154,6 +159,7 @@ class _Bench:
                 self._more_launches(self.run)
                 self._other_scenarios(self.run)
                 self._cold_starts(self.run)
+                self._rest(sampler)
             finally:
                 self.telemetry = sampler.finish()
         for arm, before in zip(self.arms, self.hashes, strict=True):
@@ -167,7 +173,10 @@ class _Bench:
         session = self.run.session()
         if self.telemetry is not None:
             session = replace(
-                session, samples=Samples({**session.samples.columns, **columns_of_telemetry(self.telemetry)})
+                session,
+                samples=Samples(
+                    {**session.samples.columns, **columns_of_telemetry(self.telemetry), **idle_columns(self.idle)}
+                ),
             )
         measured = Measured(
             arms=self.arms,
@@ -212,6 +221,28 @@ class _Bench:
                 default_target=DEFAULT_GRAPH_TARGET,
                 cpus=sorted(processors(self.options.cpus)),
             )
+
+    def _rest(self, sampler: Sampler) -> None:
+        """Leave the computer alone for the time that idle power takes, where energy is asked for.
+
+        Raises:
+            UnavailableError: energy was asked for by name, and no power rail can be read.
+        """
+        names = set(scenarios_of(self.options))
+        if names.isdisjoint(ENERGY_SCENARIOS):
+            return
+        if not any(map(label_of, sampler.columns)):
+            if "energy" in names:
+                raise UnavailableError(
+                    "`--scenario energy`: no power rail can be read here",
+                    expected="a Jetson with an INA3221 or INA238 in /sys/class/hwmon, or with tegrastats on PATH",
+                    hint="edgebert doctor --bench",
+                )
+            return
+        _log.info("note: idle power is measured for %g s", IDLE_S)
+        start = time.perf_counter_ns()
+        time.sleep(IDLE_S)
+        self.idle.append((start, time.perf_counter_ns()))
 
     def _more_launches(self, run: Run) -> None:
         budget = budget_of(self.options)

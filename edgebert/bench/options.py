@@ -105,7 +105,7 @@ class BenchOptions:
         data: where the test images come from, as in every command.
         targets: which form of a bundle, and which backend for a graph; empty means what the runtime would pick.
         rigor: how much is measured.
-        scenarios: beside single-stream: multi-stream, offline, paced, server, soak, cold, or `all` but soak; `publish` adds
+        scenarios: beside single-stream: multi-stream, offline, paced, server, soak, energy, cold, or `all` but soak and energy; `publish` adds
             offline and cold.
         launches: fresh processes of each arm before the first look at the intervals; with `max_launches` unset also the last.
         max_launches: there is no launch after this one.
@@ -215,7 +215,7 @@ def scenarios_of(options: BenchOptions) -> tuple[ScenarioName, ...]:
     known = get_args(ScenarioName)
     wanted = set(options.scenarios)
     if "all" in wanted:
-        wanted |= set(known) - {"soak"}
+        wanted |= set(known) - {"soak", "energy"}
     if options.rigor == "publish":
         wanted.add("offline")
     return tuple(name for name in known if name == "single-stream" or name in wanted)

@@ -11,6 +11,7 @@ from edgebert.bench.accuracy import Reference, accuracy_from_samples
 from edgebert.bench.analysis import scenario_from_samples
 from edgebert.bench.audit.honesty import consistency_from_samples
 from edgebert.bench.comparisons import comparisons_from_samples
+from edgebert.bench.energy import ENERGY_SCENARIOS, energy_of
 from edgebert.bench.environment.telemetry import telemetry_of_columns, throttled_blocks
 from edgebert.bench.samples import Samples
 from edgebert.bench.scenarios.analysis import scenario_record
@@ -77,15 +78,19 @@ def statistics_of_arm(samples: Samples, arm: int, declared: Declared) -> Statist
         seed=declared.seed,
     )
     others = tuple(
-        scenario_record(
+        _with_energy(
+            scenario_record(
+                samples,
+                arm,
+                name,
+                params,
+                warmup=declared.warmup,
+                seed=declared.seed,
+                throttled_blocks=throttled_of(samples, arm, name),
+                throttle_events=throttle_events_of(samples, arm, name),
+            ),
             samples,
             arm,
-            name,
-            params,
-            warmup=declared.warmup,
-            seed=declared.seed,
-            throttled_blocks=throttled_of(samples, arm, name),
-            throttle_events=throttle_events_of(samples, arm, name),
         )
         for name, params in declared.scenarios.items()
         if len(samples.queries_of(arm, name)["arm"])
@@ -106,6 +111,12 @@ def statistics_of_arm(samples: Samples, arm: int, declared: Declared) -> Statist
         ),
         scenarios=(single, *others),
     )
+
+
+def _with_energy(scenario: Scenario, samples: Samples, arm: int) -> Scenario:
+    """Return the scenario with the energy of its images, where it is one that measures it and the rails could be read."""
+    found = energy_of(samples, arm, scenario.name) if scenario.name in ENERGY_SCENARIOS else ""
+    return scenario if isinstance(found, str) else replace(scenario, energy=found)
 
 
 def throttled_of(samples: Samples, arm: int, name: ScenarioName = "single-stream") -> int | None:

@@ -17,8 +17,10 @@ import edgebert
 from edgebert.bench.accuracy import Reference, flipped_images
 from edgebert.bench.arms import ArmRequest
 from edgebert.bench.comparisons import comparisons_from_samples
+from edgebert.bench.energy import missing_energy
 from edgebert.bench.environment.computer import read_activity, read_environment
 from edgebert.bench.environment.interference import interference_of, spanned
+from edgebert.bench.environment.jetson.findings import slow_down_findings, timed_spans
 from edgebert.bench.environment.telemetry import Telemetry
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.rebuild import Declared, statistics_of_arm
@@ -157,11 +159,13 @@ def result_from_session(measured: Measured) -> Result:
         virtualised=environment.virtualised,
         notes=measured.notes,
         interrupted=measured.interrupted,
+        slow_downs=() if measured.telemetry is None else slow_down_findings(measured.telemetry, timed_spans(samples)),
     )
     for reason in status.reasons:
         _log.warning("%s", reason)
     for warning in status.warnings:
         _log.info("note: %s", warning)
+    reasons |= missing_energy(samples, arms)
     sensors = {} if measured.telemetry is None else {f"telemetry.{k}": v for k, v in measured.telemetry.reasons.items()}
     return Result(
         schema=SCHEMA,

@@ -14,6 +14,7 @@ The accuracy pass of the first launch: `accuracy_arm`, `accuracy_sample`, `accur
 The shorter passes of later launches: `recheck_arm`, `recheck_launch`, `recheck_sample`, `recheck_pred`, `recheck_confidence`.
 Where images have any number of labels, a class is a number of the set said, and more columns come (`edgebert.bench.several`).
 `schedule_launch`, `schedule`: the arm of each single-stream block of a launch, in the order they were run.
+`idle_start_ns`, `idle_end_ns`: when nothing ran, for idle power (`edgebert.bench.energy`).
 `telemetry_…`: what the sampler saw (`edgebert.bench.environment.sampler`); `telemetry_t_ns` on the clock of the stamps.
 """
 
@@ -33,7 +34,7 @@ from edgebert.errors import BadDataError
 
 IntArray = NDArray[np.int64]
 
-SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline", "paced", "server", "soak")
+SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline", "paced", "server", "soak", "energy")
 
 QUERY_COLUMNS = (
     "arm",

@@ -14,7 +14,10 @@ from edgebert.bench.environment.schema import (
     Battery,
     ClockLimits,
     CpuTopology,
+    GpuClock,
+    JetsonFacts,
     KernelSettings,
+    PowerMode,
     Pressure,
     ProcessState,
     QuotaUsage,
@@ -30,7 +33,7 @@ Precision = Literal["fp32", "int8"]
 Rigor = Literal["quick", "standard", "publish"]
 Role = Literal["baseline", "candidate", "aa"]
 Verdict = Literal["faster", "slower", "equivalent", "inconclusive", "not comparable"]
-ScenarioName = Literal["single-stream", "multi-stream", "offline", "paced", "server", "soak"]
+ScenarioName = Literal["single-stream", "multi-stream", "offline", "paced", "server", "soak", "energy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class Device:
     cpu: Cpu
     memory_bytes: int | None
     transport: Literal["local", "ssh"]
+    jetson: JetsonFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,10 @@ class OperatingSystem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerState:
-    """What decides the clock; None where it cannot be read."""
+    """What decides the clock; None where it cannot be read.
+
+    `nvpmodel`, `jetson_clocks` and `gpu_clock` are a Jetson's; `jetson_clocks` says whether GPU and memory are held at one clock.
+    """
 
     driver: str | None
     governor: tuple[str, ...]
@@ -129,6 +136,9 @@ class PowerState:
     ac: bool | None
     clock: ClockLimits | None = None
     battery: Battery | None = None
+    nvpmodel: PowerMode | None = None
+    jetson_clocks: bool | None = None
+    gpu_clock: GpuClock | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -548,7 +558,7 @@ class ScenarioParams:
         policy: what becomes of a frame that comes while another is worked on (paced).
         bound_ns: latency that `bound_share` of the queries must keep (server).
         bound_share: in (0, 1) (server).
-        seconds: that it ran for (soak), or that a window has (offline).
+        seconds: that it ran for (soak), or that a window has (offline, energy).
     """
 
     batch: int
@@ -663,6 +673,45 @@ class HarnessCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Energy of an image, from the power rails; the method stands in `edgebert.bench.energy`.
+
+    Attributes:
+        scope: what the power is of, such as `input rail of the module` or `sum of monitored rails`.
+        rails: that were added up.
+        idle_w: mean of the times before and after the run in which nothing ran.
+        idle_before_w: before.
+        idle_after_w: after; None where only one was measured.
+        mean_w: while images were answered.
+        gross_j_per_image: all of it.
+        above_idle_j_per_image: less idle power times the time.
+        above_idle_ci95: Student's, over the windows; None with fewer than three. The sensor's own error is not in it.
+        images: that were answered in the windows.
+        windows: how many.
+        seconds: of all windows, without the first second of each.
+        coverage: smallest share of the expected samples that have a value.
+        sample_interval_ms: between two samples, median.
+        change_interval_ms: between two samples that differ, median: how often the sensor really shows something new.
+    """
+
+    scope: str
+    rails: tuple[str, ...]
+    idle_w: float
+    idle_before_w: float
+    idle_after_w: float | None
+    mean_w: float
+    gross_j_per_image: float
+    above_idle_j_per_image: float
+    above_idle_ci95: Interval | None
+    images: int
+    windows: int
+    seconds: float
+    coverage: float
+    sample_interval_ms: float
+    change_interval_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One way of asking, and what came of it.
 
@@ -678,6 +727,7 @@ class Scenario:
         curve: offline and server: every point of the sweep.
         server: server only.
         soak: soak only.
+        energy: of `energy` and `soak`, where power rails were read.
     """
 
     name: ScenarioName
@@ -701,6 +751,7 @@ class Scenario:
     curve: tuple[CurvePoint, ...] = ()
     server: ServerLimit | None = None
     soak: SoakDrift | None = None
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgebert.bench.audit.honesty import reasons_of, warnings_of
 from edgebert.bench.comparisons import NARROW, wide_comparisons
+from edgebert.bench.environment.jetson.findings import SlowDown
 from edgebert.bench.options import BenchOptions, budget_of
 from edgebert.bench.schema import Arm, Comparison, Interference, Status
 from edgebert.bench.statistics.stopping import relative_half_width
@@ -29,6 +30,7 @@ def status_of(
     virtualised: bool | None,
     notes: Sequence[str],
     interrupted: str | None,
+    slow_downs: Sequence[SlowDown] = (),
 ) -> Status:
     """Return the status of a run.
 
@@ -42,17 +44,19 @@ def status_of(
         virtualised: whether this is a virtual machine.
         notes: of the scenarios.
         interrupted: why the run was cut short.
+        slow_downs: what the sensors of a Jetson saw while timing.
     """
     before, after = throttle
     counted = None if before is None or after is None else after > before
     slowed = [arm.id for arm in arms if _throttled_share(arm) > _MAX_THROTTLED]
     known = counted is not None or any(arm.scenarios[0].throttled_blocks is not None for arm in arms)
-    throttled = (bool(counted) or bool(slowed)) if known else None
+    proven = [found.text for found in slow_downs if found.throttled]
+    throttled = (bool(counted) or bool(slowed) or bool(proven)) if known or proven else None
     invalid = [reason for arm in arms for reason in reasons_of(arm)]
     wide = _wide_intervals(comparisons, options)
     reasons = [*invalid, *wide]
     if throttled:
-        reasons.append("the processor was throttled while timing")
+        reasons.append(": ".join(filter(None, ("the processor was throttled while timing", "; ".join(proven)))))
     if interrupted is not None:
         reasons.append(f"the run was cut short: {interrupted}")
     return Status(
@@ -65,6 +69,7 @@ def status_of(
         warnings=(
             *_restless(arms),
             *_disturbances(interference),
+            *(found.text for found in slow_downs if not found.throttled),
             *_limits(arms, options, images),
             *notes,
             *(warning for arm in arms for warning in warnings_of(arm)),

@@ -13,7 +13,7 @@ import pytest
 
 from edgebert.bench.environment.sampler import NICENESS, Sampling, next_tick
 from edgebert.bench.environment.sampler_process import Sampler
-from edgebert.bench.environment.sensors import Source
+from edgebert.bench.environment.source import Source
 from edgebert.bench.environment.system_files import SystemFiles
 from edgebert.bench.environment.telemetry import Telemetry, throttled_blocks
 from edgebert.bench.worker_process import worker_environment

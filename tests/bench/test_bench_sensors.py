@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from edgebert.bench.environment.sensors import (
-    MISSING,
     SOURCES,
     BatteryState,
     Clock,
     Quota,
     Rapl,
-    Source,
     Steal,
     Temperature,
     Throttle,
@@ -23,6 +21,7 @@ from edgebert.bench.environment.sensors import (
     open_sources,
     read_throttle_events,
 )
+from edgebert.bench.environment.source import MISSING, Source
 from edgebert.bench.environment.system_files import SystemFiles
 
 RecordedTree = Callable[[str], Path]

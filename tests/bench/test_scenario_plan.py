@@ -175,6 +175,15 @@ def test_run_scenarios_soaks_for_as_long_as_asked_with_bounded_stamps() -> None:
     assert soak_windows(0.1)[1] == 20
 
 
+def test_run_scenarios_takes_turns_for_energy_in_windows_that_are_long_for_its_sensors() -> None:
+    workers = Workers()
+    planned(workers, "energy")
+    asked = workers.of("energy")
+    assert [arm for arm, _ in asked] in ([0, 1, 1, 0], [1, 0, 0, 1])
+    assert {request.seconds for _, request in asked} == {10.0}
+    assert len({request.block for _, request in asked}) == 4
+
+
 @pytest.mark.parametrize("launch", [0, 1])
 def test_run_scenarios_finds_the_rate_that_a_server_of_fixed_time_keeps(launch: int) -> None:
     workers = Workers()
@@ -284,6 +293,7 @@ def test_merged_points_keeps_each_point_once() -> None:
         ("server", {"bound_ms": 4.0, "bound_share": 0.9}, {"bound_ns": 4 * MS, "bound_share": 0.9}),
         ("multi-stream", {"streams": 3}, {"batch": 3, "samples_per_query": 3}),
         ("soak", {"soak_minutes": 2.0}, {"seconds": 120.0}),
+        ("energy", {}, {"seconds": 10.0}),
     ],
 )
 def test_scenario_params_holds_what_defines_the_scenario(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 from edgebert.bench.environment.control_group import read_quota_usage
+from edgebert.bench.environment.jetson.identity import read_identity
 from edgebert.bench.environment.operating_system import read_operating_system
 from edgebert.bench.environment.power_state import read_power_state
 from edgebert.bench.environment.processor import read_cpu
@@ -111,6 +112,7 @@ def read_environment(root: Path = Path("/")) -> Environment:
             cpu=read_cpu(files, cpuinfo),
             memory_bytes=memory,
             transport="local",
+            jetson=read_identity(files),
         ),
         os=read_operating_system(files, hypervisor),
         power_state=read_power_state(files, virtualised=hypervisor is not None),

@@ -63,13 +63,15 @@ _DECIDING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), why)
     for pattern, why in (
         (r"device\.(arch|soc|gpu|npu)(\..*)?", _PROCESSOR),
+        (r"device\.jetson\.(module|soc)", _PROCESSOR),
+        (r"device\.jetson\.l4t", "another L4T has another GPU driver, and other clocks for its power modes"),
         (r"device\.cpu\.(model|flags)", _PROCESSOR),
         (r"device\.cpu\.topology\.core_types", _PROCESSOR),
         (r"device\.cpu\.(sockets|cores|usable_threads)", _COUNT),
         (r"os\.hypervisor", "a virtual machine shares its processors"),
         (r"os\.system", "another system schedules and allocates in another way"),
         (r"os\.cgroup\.cpu_max", "the quota stops threads in the middle of a query"),
-        (r"power_state\.(driver|governor|turbo|epp|smt|ac|fan|jetson_clocks|nvpmodel)(\..*)?", _POWER),
+        (r"power_state\.(driver|governor|turbo|epp|smt|ac|fan|jetson_clocks|nvpmodel|gpu_clock)(\..*)?", _POWER),
         (r"power_state\.clock\.(min_khz|max_khz)", _POWER),
         (r"env\.(OMP|MKL|KMP|OPENBLAS|GOMP|TBB|NUMEXPR|VECLIB|BLIS)_\w+", _THREADS),
         (r"process\.affinity", _THREADS),
@@ -120,7 +122,7 @@ def weight_of(path: str, *, backends: frozenset[str]) -> tuple[Weight, str]:
         backends: that the arms run on; the version of another one informs only.
     """
     section, _, name = path.partition(".")
-    if section == "software" and name in backends:
+    if (section == "software" or path == "device.jetson.tensorrt") and name.rpartition(".")[2] in backends:
         return "decides", _BACKEND
     for pattern, why in _DECIDING:
         if pattern.fullmatch(path):

@@ -6,6 +6,11 @@ True
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from edgebert.bench.environment.jetson.clocks import read_gpu_clock, read_locked
+from edgebert.bench.environment.jetson.identity import is_jetson
+from edgebert.bench.environment.jetson.power_mode import STATUS, read_power_mode
 from edgebert.bench.environment.power_supply import SUPPLIES, batteries, on_mains
 from edgebert.bench.environment.processor import read_clock_limits
 from edgebert.bench.environment.schema import Battery
@@ -28,6 +33,7 @@ def read_power_state(files: SystemFiles, *, virtualised: bool) -> PowerState:
         clock=read_clock_limits(files, reason),
         battery=_battery(files),
     )
+    state = _with_jetson(state, files)
     for name, value in (
         ("driver", state.driver),
         ("governor", state.governor or None),
@@ -41,6 +47,22 @@ def read_power_state(files: SystemFiles, *, virtualised: bool) -> PowerState:
     if state.ac is None:
         files.missing("power_state.ac", f"no mains supply in {SUPPLIES}")
     return state
+
+
+def _with_jetson(state: PowerState, files: SystemFiles) -> PowerState:
+    if not is_jetson(files):
+        for name in ("nvpmodel", "jetson_clocks", "gpu_clock"):
+            files.missing(f"power_state.{name}", "not a Jetson")
+        return state
+    mode, locked, gpu = read_power_mode(files), read_locked(files), read_gpu_clock(files)
+    for name, value, reason in (
+        ("nvpmodel", mode, f"{STATUS} is not readable, and `nvpmodel -q` does not answer"),
+        ("jetson_clocks", locked, "the memory's clock is told to root only: sudo jetson_clocks --show"),
+        ("gpu_clock", gpu, "no clock of a GPU in /sys/class/devfreq"),
+    ):
+        if value is None:
+            files.missing(f"power_state.{name}", reason)
+    return replace(state, nvpmodel=mode, jetson_clocks=locked, gpu_clock=gpu)
 
 
 def read_governors(files: SystemFiles) -> tuple[str, ...]:

@@ -119,9 +119,10 @@ def observe(files: SystemFiles, *, watch_s: float = WATCH_S) -> Observation:
 
 def checks_of(observation: Observation) -> tuple[Check, ...]:
     """Return the checks of an observation, the worst first."""
+    from edgebert.bench.environment.jetson.checks import jetson_checks
     from edgebert.bench.environment.preflight_checks import CHECKS
 
-    found = [check(observation) for check in CHECKS]
+    found = [*(check(observation) for check in CHECKS), *jetson_checks(observation)]
     return tuple(sorted(found, key=lambda check: _ORDER.index(check.state)))
 
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from edgebert.bench.child import die_with_parent
-from edgebert.bench.environment.sensors import MISSING, Source, merged_reasons, open_sources
+from edgebert.bench.environment.sensors import merged_reasons, open_sources
+from edgebert.bench.environment.source import MISSING, Source
 from edgebert.bench.environment.system_files import SystemFiles, affinity, cpu_list, text_of_cpus
 
 NICENESS = 10  # bench.md, section 12
@@ -55,7 +56,11 @@ class Sampling:
             if now_ns >= self._due_ns[index]:
                 self._values[index] = source.read()
                 self._due_ns[index] = now_ns + int(source.every_s * 1e9)
-        values = [value if MISSING <= value <= _MOST else MISSING for entry in self._values for value in entry]
+        values = [
+            value if source.lowest <= value <= _MOST else MISSING
+            for source, entry in zip(self._sources, self._values, strict=True)
+            for value in entry
+        ]
         self._write(self._row.pack(now_ns, *values))
         self.rows += 1
 
@@ -83,7 +88,11 @@ def run_sampler(arguments: Sequence[str] | None = None) -> int:
             }
         )
         begun_s = time.process_time()
-        _sample_until_closed(sampling, int(options.interval_s * 1e9))
+        try:
+            _sample_until_closed(sampling, int(options.interval_s * 1e9))
+        finally:
+            for source in sources:
+                source.close()  # one of them may be a program
         cost_cpu_s = time.process_time() - begun_s
     _tell({"rows": sampling.rows, "cost_cpu_s": cost_cpu_s})
     return 0

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebert._json import Fields, JsonValue
-from edgebert.bench.environment.sensors import CPUINFO_ORIGIN, MISSING
+from edgebert.bench.environment.sensors import CPUINFO_ORIGIN
+from edgebert.bench.environment.source import MISSING
 from edgebert.bench.environment.system_files import text_of_cpus
 from edgebert.bench.environment.telemetry import Telemetry
 from edgebert.bench.samples import IntArray
@@ -127,6 +128,14 @@ class Sampler:
     def pid(self) -> int | None:
         """The sampler's process number, None where it was not started."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it reads; nothing where it did not begin."""
+        try:
+            return () if self._begun is None else self._begun.texts("columns")
+        except BadDataError:
+            return ()
 
     @property
     def _samples(self) -> Path:

@@ -130,3 +130,66 @@ class ProcessState:
     affinity: str
     nice: int | None
     scheduler: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRail:
+    """A power rail of a Jetson that can be read; belongs to `device.jetson.rails`.
+
+    Attributes:
+        label: as the board names it.
+        column: of the samples, below `telemetry_`.
+        chip: that measures it, such as `ina3221`.
+        is_input: everything behind it is fed through this one, so that nothing is added to it.
+    """
+
+    label: str
+    column: str
+    chip: str
+    is_input: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JetsonFacts:
+    """What an NVIDIA Jetson is; belongs to `device.jetson`.
+
+    Attributes:
+        module: its number, such as `p3767-0005`.
+        module_name: what is sold under that number.
+        soc: the chip, such as `tegra234`.
+        family: of the chip, such as `Orin`.
+        l4t: version of NVIDIA's Linux for it, such as `36.4.3`.
+        jetpack: the release that this L4T belongs to.
+        tensorrt: version of the installed packages.
+        cuda: version of the installed packages.
+        rails: that can be read in /sys.
+        update_interval_ms: chip -> time over which it averages before it shows a new value; without those whose driver does not tell.
+    """
+
+    module: str | None
+    module_name: str | None
+    soc: str | None
+    family: str | None
+    l4t: str | None
+    jetpack: str | None
+    tensorrt: str | None
+    cuda: str | None
+    rails: tuple[PowerRail, ...]
+    update_interval_ms: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerMode:
+    """The power mode of a Jetson; belongs to `power_state.nvpmodel`. A number means another mode on another board."""
+
+    id: int
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuClock:
+    """Between which limits a Jetson's GPU clock may move; belongs to `power_state.gpu_clock`."""
+
+    min_khz: int | None
+    max_khz: int | None
+    governor: str | None

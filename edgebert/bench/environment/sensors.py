@@ -2,7 +2,7 @@
 
 A source is one class in `SOURCES`: it finds its files when it is made, names its columns with their units, and reads
 one integer for each, -1 for a value that is missing this time. A column that it cannot have at all has a reason instead.
-Another platform, such as a Jetson's power rails, is one more class in the table.
+Another platform is some more classes in the table, such as those of a Jetson (`edgebert.bench.environment.jetson.sources`).
 
 >>> [source.__name__ for source in SOURCES][:3]
 ['Clock', 'Temperature', 'Throttle']
@@ -11,70 +11,15 @@ Another platform, such as a Jetson's power rails, is one more class in the table
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from typing import ClassVar
 
 from edgebert.bench.environment.control_group import cpu_stat_paths, read_counts
+from edgebert.bench.environment.jetson.sources import JETSON_SOURCES
 from edgebert.bench.environment.power_supply import batteries
-from edgebert.bench.environment.system_files import FileReader, SystemFiles, read_cpuinfo, read_hypervisor
+from edgebert.bench.environment.source import MISSING, VIRTUALISED, Source, is_virtual
+from edgebert.bench.environment.system_files import FileReader, SystemFiles
 
-MISSING = -1  # in a column: no value this time
-
-VIRTUALISED = "virtualised"  # the reason of bench.md, section 12: a virtual machine has no such sensor
 _CPUS = "/sys/devices/system/cpu"
-
-
-class Source(ABC):
-    """Some sensors that are read together.
-
-    Args:
-        files: the computer, or a recorded tree.
-        cpus: processors that are watched, where a sensor belongs to one; none for all.
-
-    Attributes:
-        columns: names with units, in the order of `read`; empty where there is nothing to read.
-        reasons: column -> why it is not there.
-        origins: column -> where it is read.
-        every_s: how often reading is worth its cost.
-    """
-
-    names: ClassVar[tuple[str, ...]]
-    every_s: ClassVar[float] = 0.0
-
-    def __init__(self, files: SystemFiles, cpus: Collection[int] = ()) -> None:
-        self.columns: tuple[str, ...] = ()
-        self.reasons: dict[str, str] = {}
-        self.origins: dict[str, str] = {}
-        self._readers: list[FileReader] = []
-        self._find(files, frozenset(cpus))
-        for name in self.names:
-            if name not in self.columns and name not in self.reasons:
-                self.reasons[name] = self._why_absent(files)
-
-    @abstractmethod
-    def _find(self, files: SystemFiles, cpus: frozenset[int]) -> None:
-        """Open what there is, and fill `columns`, `origins` and `reasons`."""
-
-    @abstractmethod
-    def read(self) -> list[int]:
-        """Return one value for each of `columns`, `MISSING` where there is none this time."""
-
-    def close(self) -> None:
-        """Close the files."""
-        for reader in self._readers:
-            reader.close()
-
-    def _open(self, files: SystemFiles, path: str) -> FileReader:
-        self._readers.append(files.reader(path))
-        return self._readers[-1]
-
-    def _offer(self, name: str, origin: str) -> None:
-        self.columns = (*self.columns, name)
-        self.origins[name] = origin
-
-    def _why_absent(self, files: SystemFiles) -> str:
-        return VIRTUALISED if _is_virtual(files) else "no such sensor"
 
 
 class Clock(Source):
@@ -99,7 +44,7 @@ class Clock(Source):
             self._clocks = [self._open(files, path) for path in readable]
             for name in self.names:
                 self._offer(name, "cpufreq scaling_cur_freq")
-        elif not _is_virtual(files) and _megahertz(files.text("/proc/cpuinfo"), cpus):
+        elif not is_virtual(files) and _megahertz(files.text("/proc/cpuinfo"), cpus):
             # Nominal in a virtual machine; elsewhere the harness drops the column if it never moves.
             self._cpuinfo = self._open(files, "/proc/cpuinfo")
             for name in self.names:
@@ -114,7 +59,7 @@ class Clock(Source):
         return [max(clocks), round(sum(clocks) / len(clocks))] if clocks else [MISSING] * len(self.columns)
 
     def _why_absent(self, files: SystemFiles) -> str:
-        if _is_virtual(files):
+        if is_virtual(files):
             return VIRTUALISED
         return "no cpufreq driver, and /proc/cpuinfo tells no clock"
 
@@ -157,7 +102,7 @@ class Throttle(Source):
         return [_sum(reader.number() for reader in self._counters[name]) for name in self.columns]
 
     def _why_absent(self, files: SystemFiles) -> str:
-        return VIRTUALISED if _is_virtual(files) else "no thermal_throttle counters (Intel has them)"
+        return VIRTUALISED if is_virtual(files) else "no thermal_throttle counters (Intel has them)"
 
 
 class Quota(Source):
@@ -256,7 +201,7 @@ class Rapl(Source):
         return [_sum([counter.advance() for counter in self._zones[name]]) for name in self.columns]
 
     def _why_absent(self, files: SystemFiles) -> str:
-        if _is_virtual(files):
+        if is_virtual(files):
             return VIRTUALISED
         return (
             "the processor has no such scope" if self._zones or self.reasons else "no intel-rapl in /sys/class/powercap"
@@ -333,7 +278,10 @@ class BatteryState(Source):
         return "the battery does not tell" if batteries(files) else "no battery"
 
 
-SOURCES: tuple[type[Source], ...] = (Clock, Temperature, Throttle, Quota, Steal, WaitTime, Rapl, BatteryState)
+SOURCES: tuple[type[Source], ...] = (
+    *(Clock, Temperature, Throttle, Quota, Steal, WaitTime, Rapl, BatteryState),
+    *JETSON_SOURCES,
+)
 
 
 def open_sources(
@@ -433,10 +381,6 @@ def _cpu_of(path: str) -> int:
     found = re.search(r"/cpu(\d+)/", path)
     assert found is not None
     return int(found[1])
-
-
-def _is_virtual(files: SystemFiles) -> bool:
-    return read_hypervisor(files, read_cpuinfo(files)) is not None
 
 
 def _megahertz(cpuinfo: str | None, cpus: frozenset[int]) -> list[int]:

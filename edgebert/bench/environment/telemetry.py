@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.bench.environment.sensors import MISSING
+from edgebert.bench.environment.source import MISSING
 from edgebert.bench.samples import TELEMETRY, IntArray, Samples
 
 BoolArray = NDArray[np.bool_]
 
 # Counters whose movement means that the processor was slowed down or taken away (bench.md, section 12).
-THROTTLE_COUNTERS = ("throttle_events", "throttle_ms", "quota_events", "quota_us")
+THROTTLE_COUNTERS = ("throttle_events", "throttle_ms", "quota_events", "quota_us", "oc1_events", "oc2_events")
+
+# States of a Jetson whose being above 0 means that it is slowed down now (tensorrt_jetson.md, section 8.3).
+THROTTLE_STATES = ("throttle_alerts", "gpu_cap_state")
 
 _LOW_CLOCK = 0.95  # of the median
 _LOW_SHARE = 0.01  # of the time
@@ -51,9 +54,8 @@ class Telemetry:
     @property
     def sees_throttling(self) -> bool:
         """Whether a clock or a thermal counter was read at all; without one, no block can be found throttled by heat."""
-        return any(
-            np.any(self.columns[name] != MISSING) for name in ("clock_khz", "throttle_events") if name in self.columns
-        )
+        telling = ("clock_khz", "throttle_events", *THROTTLE_STATES)
+        return any(np.any(self.columns[name] != MISSING) for name in telling if name in self.columns)
 
 
 def throttled_blocks(
@@ -63,10 +65,11 @@ def throttled_blocks(
     *,
     groups: IntArray | None = None,
 ) -> BoolArray:
-    """Say which blocks were throttled: a counter moved, or the clock was low (bench.md, section 12).
+    """Say which blocks were throttled: a counter moved, a state was raised, or the clock was low (bench.md, section 12).
 
     A counter moved in a block if it differs between the last sample before the block and the first one after it, so an
-    event in the tenth of a second around a block counts for it. The clock is low where it is below 95 % of the median
+    event in the tenth of a second around a block counts for it; so does a state that one of these samples, or one between
+    them, shows raised. The clock is low where it is below 95 % of the median
     over all blocks of the same group, for more than 1 % of the block's samples; the first tenth of a block, whose
     queries are left out as well, is not judged.
 
@@ -85,6 +88,9 @@ def throttled_blocks(
     for name in THROTTLE_COUNTERS:
         if name in telemetry.columns:
             throttled |= _moved(telemetry.t_ns, telemetry.columns[name], starts, ends)
+    for name in THROTTLE_STATES:
+        if name in telemetry.columns:
+            throttled |= _raised(telemetry.t_ns, telemetry.columns[name], starts, ends)
     if "clock_khz" in telemetry.columns:
         alike = np.zeros(len(starts), np.int64) if groups is None else np.asarray(groups, np.int64)
         throttled |= _low(telemetry.t_ns, telemetry.columns["clock_khz"], starts, ends, alike)
@@ -100,6 +106,14 @@ def _moved(t_ns: IntArray, counter: IntArray, starts: IntArray, ends: IntArray) 
     after = np.minimum(np.searchsorted(times, ends, side="left"), len(times) - 1)
     moved: BoolArray = values[np.maximum(after, before)] != values[before]
     return moved
+
+
+def _raised(t_ns: IntArray, state: IntArray, starts: IntArray, ends: IntArray) -> BoolArray:
+    known = state != MISSING
+    times, values = t_ns[known], state[known] > 0
+    first = np.maximum(np.searchsorted(times, starts, side="right") - 1, 0)
+    last = np.searchsorted(times, ends, side="left") + 1
+    return np.array([bool(values[begin:end].any()) for begin, end in zip(first, last, strict=True)], np.bool_)
 
 
 def _low(t_ns: IntArray, clock: IntArray, starts: IntArray, ends: IntArray, groups: IntArray) -> BoolArray:

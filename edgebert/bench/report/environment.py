@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from edgebert.bench.environment.difference import differences, surroundings, text_of
+from edgebert.bench.environment.jetson.rails import scope_of
 from edgebert.bench.report.parts import Cell, Facts, Table, Tone, facts_of, table_of
 from edgebert.bench.report.quantities import duration_text, size_text
 from edgebert.bench.schema import Arm, Result
@@ -114,6 +115,8 @@ def _computer(result: Result) -> Iterator[Facts]:
             ("hypervisor", system.hypervisor or "none announced"),
         ),
     )
+    if device.jetson is not None:
+        yield facts_of("Jetson", _jetson_facts(result, known))
     around, group = result.interference, system.cgroup
     yield facts_of(
         "Around it",
@@ -131,6 +134,30 @@ def _computer(result: Result) -> Iterator[Facts]:
         ),
     )
     yield facts_of("Software", (("edgebert", result.edgebert), *result.software.items()))
+
+
+def _jetson_facts(result: Result, known: Callable[[object, str], str]) -> Iterator[tuple[str, str]]:
+    jetson, power = result.device.jetson, result.power_state
+    assert jetson is not None
+    for name, field in (
+        ("module", "module_name"),
+        ("number", "module"),
+        ("chip", "soc"),
+        ("L4T", "l4t"),
+        ("JetPack", "jetpack"),
+        ("TensorRT", "tensorrt"),
+        ("CUDA", "cuda"),
+    ):
+        yield name, known(getattr(jetson, field), f"device.jetson.{field}")
+    mode, gpu = power.nvpmodel, power.gpu_clock
+    yield "power mode", known(mode and f"{mode.name or 'without a name'} ({mode.id})", "power_state.nvpmodel")
+    yield "clocks held", known(power.jetson_clocks, "power_state.jetson_clocks")
+    limits = None
+    if gpu is not None and gpu.min_khz is not None and gpu.max_khz is not None:
+        limits = f"{gpu.min_khz / 1e3:.0f} to {gpu.max_khz / 1e3:.0f} MHz, {gpu.governor or 'no governor'}"
+    yield "GPU clock", known(limits, "power_state.gpu_clock")
+    scope = scope_of(tuple(rail.label for rail in jetson.rails))
+    yield "power from", "no rail in /sys" if scope is None else str(scope)
 
 
 def _arm_facts(arm: Arm) -> Iterator[tuple[str, str]]:

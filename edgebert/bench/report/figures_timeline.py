@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebert.bench.environment.jetson.rails import label_of, scope_of
 from edgebert.bench.recorder import FLAG_WARMUP
 from edgebert.bench.report.figures import (
     INK,
@@ -39,13 +40,17 @@ _TICKS_PER_SECOND = 100.0  # USER_HZ, in which Linux counts processor time for u
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
-    """What one sensor says: its name in words, a label with its unit, and how its column becomes a value."""
+    """What one sensor says: its name in words, a label with its unit, and how its column becomes a value.
+
+    `missed` is False for one that only some boards have: where it was not read, nobody needs to be told so.
+    """
 
     column: str
     name: str
     label: str
     scale: float
     counter: bool
+    missed: bool = True
 
 
 # A counter is shown as its increase per second.
@@ -53,6 +58,7 @@ STRIPS = (
     Strip(column="clock_khz", name="clock", label="clock, GHz", scale=1e-6, counter=False),
     Strip(column="temperature_mc", name="temperature", label="°C", scale=1e-3, counter=False),
     Strip(column="energy_package_uj", name="power of the package", label="power, W", scale=1e-6, counter=True),
+    Strip(column="gpu_clock_khz", name="GPU clock", label="GPU, GHz", scale=1e-6, counter=False, missed=False),
     Strip(column="steal_ticks", name="stolen time", label="stolen, CPUs", scale=1 / _TICKS_PER_SECOND, counter=True),
     Strip(column="pressure_cpu_us", name="waiting for a processor", label="waiting, %", scale=1e-4, counter=True),
     Strip(column="quota_us", name="stops by the quota", label="quota, %", scale=1e-4, counter=True),
@@ -104,10 +110,24 @@ def clock_of(samples: Samples) -> Clock:
 def read_strips(samples: Samples) -> list[Strip]:
     """Return the sensors that were read at least twice."""
     columns = samples.columns
-    found = [strip for strip in STRIPS if _TIME in columns and f"{TELEMETRY}{strip.column}" in columns]
+    strips = (*STRIPS, *_rail_strips(samples))
+    found = [strip for strip in strips if _TIME in columns and f"{TELEMETRY}{strip.column}" in columns]
     return [
         strip for strip in found if np.count_nonzero(columns[f"{TELEMETRY}{strip.column}"] != _MISSING) > int(strip.counter)
     ]  # fmt: skip
+
+
+def _rail_strips(samples: Samples) -> list[Strip]:
+    """Return the power rails that make up a board's power."""
+    names = [name.removeprefix(TELEMETRY) for name in samples.columns if name.startswith(TELEMETRY)]
+    labels = {label: name for name in names if (label := label_of(name)) is not None}
+    scope = scope_of(tuple(labels))
+    return [
+        Strip(
+            column=labels[label], name=f"power of {label}", label=f"{label}, W", scale=1e-6, counter=False, missed=False
+        )
+        for label in (() if scope is None else scope.labels)
+    ]
 
 
 def strips_of(samples: Samples) -> list[Strip]:

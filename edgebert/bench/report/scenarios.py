@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgebert.bench.report.energy import energy_table
 from edgebert.bench.report.parts import Cell, Table, arm_cell, table_of
 from edgebert.bench.report.quantities import (
     NONE,
@@ -36,6 +37,9 @@ def scenario_tables(result: Result) -> Iterator[Table]:
                 for arm, scenario in found
             ]
             yield table_of(title, headers, rows, caption=found[0][1].params.region, wide=True)
+    energy = energy_table(result)
+    if energy is not None:
+        yield energy
     if any(arm.startup.cold is not None for arm in result.measured_arms):
         yield _cold_table(result)
 

@@ -202,7 +202,7 @@ def _timeline_caption(result: Result, samples: Samples) -> str:
     absent = [
         f"{strip.name} ({result.not_measured.get(f'telemetry.{strip.column}', 'no reason recorded')})"
         for strip in STRIPS
-        if strip not in read
+        if strip.missed and strip not in read
     ]
     if absent:
         parts.append(f"Not read: {'; '.join(absent)}.")

@@ -219,6 +219,12 @@ def scenario_sentence(scenario: Scenario) -> str:
             f"Over a long run p50 goes from {milliseconds(drift.first_p50)} to {milliseconds(drift.last_p50)} ms, "
             f"{ratio_text(drift.ratio)} times the first."
         )
+    if scenario.energy is not None:
+        energy = scenario.energy
+        return (
+            f"An image takes {1e3 * energy.above_idle_j_per_image:.3g} mJ above idle ({' + '.join(energy.rails)}, {energy.scope}; idle "
+            f"{energy.idle_w:.3g} W)."
+        )
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Windows in which the next question is asked as soon as one is answered: offline, multi-stream and soak (bench.md, section 7).
+"""Windows in which the next question is asked as soon as one is answered: offline, multi-stream, soak and energy (bench.md, section 7).
 
 `inflight` threads of the worker draw numbers from one counter and ask about the images that belong to them. Each thread asks once
 before the window begins: a backend keeps buffers by shape and by thread, and its first call sets them up.

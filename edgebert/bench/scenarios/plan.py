@@ -1,6 +1,6 @@
 """The scenarios beside single-stream, in one launch: which windows and probes each arm gets, and in which order.
 
-Offline and multi-stream alternate between the arms window by window (ABBA); paced, server and soak run one arm after the other, in
+Offline, multi-stream and energy alternate between the arms window by window (ABBA); paced, server and soak run one arm after the other, in
 a random order: they show an arm in its own steady state.
 """
 
@@ -18,6 +18,7 @@ from edgebert._json import Fields, JsonObject
 from edgebert._progress import Progress
 from edgebert.bench.analysis import REGION
 from edgebert.bench.codec import from_json, to_json
+from edgebert.bench.energy import WINDOW_S, WINDOWS
 from edgebert.bench.options import BenchOptions, Budget, scenarios_of
 from edgebert.bench.samples import POINT_COLUMNS, SCENARIOS, IntArray
 from edgebert.bench.scenarios.probe import Probed, ProbeRequest
@@ -80,6 +81,8 @@ def scenario_params(name: ScenarioName, options: BenchOptions, budget: Budget, p
         return replace(params, bound_ns=bound, bound_share=options.bound_share)
     if name == "soak":
         return replace(params, seconds=60 * options.soak_minutes)
+    if name == "energy":
+        return replace(params, seconds=WINDOW_S)
     return params
 
 
@@ -120,6 +123,7 @@ def run_scenarios(
             "paced": run.paced,
             "server": run.server,
             "soak": run.soak,
+            "energy": run.energy,
         }
         for name in names:
             work[name]()
@@ -306,6 +310,21 @@ class _Run:
                     ),
                 )
 
+    def energy(self) -> None:
+        """Keep the arms busy in turns, in windows that are long for the sensors of the power rails."""
+        generator = self._generator("energy")
+        for step, arm in enumerate(alternating(len(self.arms), WINDOWS, generator)):
+            self._probe(
+                arm,
+                ProbeRequest(
+                    scenario="energy",
+                    point=0,
+                    block=next(self._blocks),
+                    seed=self._seed("energy", 0, step // len(self.arms)),
+                    seconds=WINDOW_S,
+                ),
+            )
+
     def steps(self, name: ScenarioName) -> int:
         """Return how many probes a scenario takes, about."""
         points = len(offline_points([arm.p50_ns for arm in self.arms], self.budget, self.auto_inflight))
@@ -315,6 +334,7 @@ class _Run:
             "paced": _RUNS,
             "server": _PROBES,
             "soak": soak_windows(self.options.soak_minutes)[1],
+            "energy": WINDOWS,
         }
         return len(self.arms) * each[name]
 
