@@ -109,7 +109,9 @@ class SshDevice(_Loop):
         for name in ("sh", "sleep", "kill"):
             with contextlib.suppress(FileExistsError):
                 (tools / name).symlink_to(f"/bin/{name}")
-        self._environment = {"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"}
+        temporary = home / "tmp"  # of its own: its locks are not those of this computer
+        temporary.mkdir(exist_ok=True)
+        self._environment = {"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8", "TMPDIR": str(temporary)}
         self._client_key = _client_key(host_home)
 
     def trust(self, known_hosts: Path, *, key: asyncssh.SSHKey | None = None, marker: str = "", port: int = 0) -> None:

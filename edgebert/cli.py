@@ -622,7 +622,9 @@ def pack(
 
 @app.command()
 def bench(
-    data: Annotated[str, typer.Option(metavar="DATA", help="Its test images are measured.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Its test images are measured.", show_default=False)
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Where to write; must not exist. An audit needs none.", show_default=False),
@@ -686,6 +688,13 @@ def bench(
     audit: Annotated[
         bool, typer.Option("--audit", help="Measure nothing; look for backends that cheat, about a minute an arm.")
     ] = False,
+    host: _flags.Hosts = None,
+    python: _flags.DevicePython = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="With --host: the folder of a run whose link broke, to go on from."),
+    ] = None,
+    keep_on_device: _flags.KeepOnDevice = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -696,7 +705,16 @@ def bench(
     def command() -> int:
         from edgebert.bench import BenchOptions, result_from_arms, text_table
         from edgebert.bench.codec import to_json
+        from edgebert.bench.here import check_targets_are_here
 
+        if not host:
+            check_targets_are_here(target or ())
+            if resume is not None or keep_on_device or python is not None:
+                raise UsageError(
+                    "`--resume`, `--keep-on-device` and `--python` are of a device", hint="--host USER@HOST"
+                )
+        if data is None:
+            raise UsageError("`bench` measures on images, and no data is named", hint="--data DATA")
         options = BenchOptions(
             data=data,
             targets=tuple(target or ()),
@@ -728,9 +746,19 @@ def bench(
             force=force,
         )
         if audit:
+            if host:
+                raise UsageError("`--audit` runs on this computer", expected="--audit, or --host")
             return _audit(artefacts or (), output, options, as_json=as_json)
         if output is None:
             raise UsageError("`bench` writes a result, and no name is given", hint="-o result.json")
+        if host:
+            from edgebert.remote.fleet import bench_fleet
+
+            benched = bench_fleet(
+                host, artefacts or (), output, options, python=python, resume=resume, keep=keep_on_device
+            )
+            show(benched.to_json(), benched.to_text(), as_json=as_json)
+            return benched.exit_code
         result = result_from_arms(artefacts or (), output, options)
         show(to_json(result), text_table(result), as_json=as_json)
         return result.exit_code

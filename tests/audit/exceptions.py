@@ -253,6 +253,13 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
     Exemption(
         "exec",
+        "*+device-py3-none-any.whl/*",
+        by="runpy",
+        test="tests/remote/",
+        why="the workers and the sampler of a device that is benched run from the same wheel",
+    ),
+    Exemption(
+        "exec",
         "<string>",
         by="__main__",
         test="tests/remote/",
