@@ -114,7 +114,7 @@ def run_agent(words: "list[str]") -> "tuple[int, object]":
         return code or 0, None
 
 
-def run_session(nonce: str, stdin: "io.BufferedReader", path: Path, keep_wheel: bool) -> None:
+def run_session(nonce: str, stdin: "io.BufferedReader[PatientStdin]", path: Path, keep_wheel: bool) -> None:
     """Serve a session, and end this process; a wheel that no installation has asked for goes, unless it is to stay."""
     from edgebert.remote.device_session import serve
 

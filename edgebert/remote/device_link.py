@@ -71,7 +71,7 @@ class Link:
         self._pulse = threading.Lock()  # nobody asks while it is held
         self._answered = threading.Event()  # nothing that was asked is open
         self._answered.set()
-        self._open = 0
+        self._open, self._open_since = 0, 0.0
         self._said = self._heard = 0
         self._heard_at = self._moved_at = self._asked_at = time.monotonic()
         self._quiet_until = 0.0
@@ -194,9 +194,11 @@ class Link:
     def _ask(self) -> None:
         with self._pulse:
             if not self._sending:
-                self._answered.clear()
-                self._open += 1
                 self._asked_at = time.monotonic()
+                if self._open <= 0:
+                    self._open_since = self._asked_at
+                self._open += 1
+                self._answered.clear()
                 self._write(PING, 0, None, {})
 
     def _ask_now_and_then(self) -> None:
@@ -205,7 +207,7 @@ class Link:
             now = time.monotonic()
             if self._sending and now - self._moved_at > PONG_SECONDS:
                 self._lose()
-            if not self._answered.is_set() and now - max(self._asked_at, self._heard_at) > PONG_SECONDS:
+            if not self._answered.is_set() and now - max(self._open_since, self._heard_at) > PONG_SECONDS:
                 self._lose()
             if now > self._quiet_until and now - self._asked_at > PING_SECONDS:
                 self._ask()  # also while the host sends: it wants to hear that somebody is here

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from edgebert._console import printable
 from edgebert._json import Fields, JsonObject, JsonValue, dump_json
@@ -442,7 +442,7 @@ class DeviceSession:
         contents = {name: await reading.exactly(length) for name, length in frame.blobs}
         return replace(frame, contents=contents)
 
-    async def _ended_early(self, remote: RemoteCommand) -> None:
+    async def _ended_early(self, remote: RemoteCommand) -> NoReturn:
         """Raise what the end of the device's process means."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(remote.process.wait_closed(), 5)

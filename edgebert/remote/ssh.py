@@ -278,6 +278,8 @@ async def running(
                     yield remote
                 except BaseException:
                     process.channel.abort()  # no more of it is wanted: the device's process gets the end of its stdin
+                    if not options.keepalive:
+                        connection.abort()  # nobody else would notice a link that fell silent, and all would wait for it
                     raise
         except (ssh.Error, OSError) as error:
             raise LinkLostError(

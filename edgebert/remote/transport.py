@@ -37,7 +37,10 @@ LOCAL = "local:"
 class Transport(Protocol):
     """Runs one command on a device."""
 
-    python: str
+    @property
+    def python(self) -> str:
+        """The device's Python."""
+        ...
 
     @property
     def way(self) -> Literal["local", "ssh"]:
