@@ -293,6 +293,9 @@ def size(
         Path | None,
         typer.Option("--output", "-o", help="Write the table as JSON; must not exist.", show_default="nowhere"),
     ] = None,
+    host: _flags.Host = None,
+    python: _flags.DevicePython = None,
+    keep_on_device: _flags.KeepOnDevice = False,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
@@ -318,7 +321,14 @@ def size(
             max_skipped=max_skipped,
             force=force,
         )
-        report = sizes_from_data(data, options, output)
+        if host is not None:
+            from edgebert.remote.size import sizes_on
+            from edgebert.remote.transport import transport_of
+
+            report = sizes_on(transport_of(host, python=python), data, options, output, keep=keep_on_device)
+        else:
+            _check_no_device_options(python, keep_on_device)
+            report = sizes_from_data(data, options, output)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return report.exit_code
 
@@ -556,6 +566,9 @@ def compile_(
     release: Annotated[
         int, typer.Option(help="Number of the product's bundle, from 1 on; devices refuse to go back to a lower one.")
     ] = 0,
+    host: _flags.Host = None,
+    python: _flags.DevicePython = None,
+    keep_on_device: _flags.KeepOnDevice = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -585,7 +598,14 @@ def compile_(
             max_skipped=max_skipped,
             force=force,
         )
-        made = bundle_from_graph(graph, output, options)
+        if host is not None:
+            from edgebert.remote.compile import bundle_on
+            from edgebert.remote.transport import transport_of
+
+            made = bundle_on(transport_of(host, python=python), graph, output, options, keep=keep_on_device)
+        else:
+            _check_no_device_options(python, keep_on_device)
+            made = bundle_from_graph(graph, output, options)
         show(plain(made), made.to_text(), as_json=as_json)
         return 0
 
@@ -764,6 +784,18 @@ def bench(
         return result.exit_code
 
     _call(command, as_json=as_json)
+
+
+def _check_no_device_options(python: str | None, keep_on_device: bool, resume: Path | None = None) -> None:
+    """Refuse what only a device has.
+
+    Raises:
+        UsageError: one is given.
+    """
+    given = {"--python": python is not None, "--keep-on-device": keep_on_device, "--resume": resume is not None}
+    named = [flag for flag, is_given in given.items() if is_given]
+    if named:
+        raise UsageError(f"`{named[0]}` is of a device, and none is named", hint="--host USER@HOST")
 
 
 def _audit(artefacts: Sequence[str], output: Path | None, options: BenchOptions, *, as_json: bool) -> int:
@@ -1110,6 +1142,65 @@ def status(path: _flags.InstallationFolder, as_json: _flags.Json = False) -> Non
         report = status(path)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
+
+    _call(command, as_json=as_json)
+
+
+devices = typer.Typer(help="Devices by name, for --host.", no_args_is_help=True)
+app.add_typer(devices, name="devices")
+
+
+@devices.command(name="add")
+def devices_add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What --host takes.", show_default=False)],
+    host: Annotated[str, typer.Argument(metavar="USER@HOST[:PORT]", help="The device.", show_default=False)],
+    python: Annotated[str, typer.Option(help="Its Python.")] = "python3",
+    force: Annotated[bool, typer.Option("--force", help="Replace a device of this name.")] = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Give a device a name."""
+
+    def command() -> int:
+        from edgebert.remote.devices import KnownDevice, add_device
+
+        device = KnownDevice(name=name, host=host, python=python)
+        path = add_device(device, force=force)
+        show({**plain(device), "file": str(path)}, f"{name}: {host}, kept in {path}", as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@devices.command(name="list")
+def devices_list(as_json: _flags.Json = False) -> None:
+    """List the devices that have names."""
+
+    def command() -> int:
+        from edgebert.remote.devices import known_devices
+
+        found = [device for _, device in sorted(known_devices().items())]
+        rows = [(device.name, device.host, device.python) for device in found]
+        text = columns(("name", "host", "python"), rows) if rows else "none: edgebert devices add NAME USER@HOST"
+        show({"devices": [plain(device) for device in found]}, text, as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@devices.command(name="check")
+def devices_check(
+    host: Annotated[str, typer.Argument(metavar="NAME|USER@HOST[:PORT]", help="The device.", show_default=False)],
+    python: Annotated[str | None, typer.Option(help="Its Python.", show_default="its entry's, or python3")] = None,
+    as_json: _flags.Json = False,
+) -> None:
+    """Say whether a device can be used: host key, Python, numpy, backend, disk, lock, clock. It exits 1 where a check failed."""
+
+    def command() -> int:
+        from edgebert.remote.devices import check_device_at
+
+        checked = check_device_at(host, python=python)
+        show(checked.to_json(), checked.to_text(), as_json=as_json)
+        return checked.exit_code
 
     _call(command, as_json=as_json)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebert._json import Fields, JsonObject
+from edgebert.bench.codec import to_json
 from edgebert.errors import BadDataError, UnavailableError, UsageError
 from edgebert.extras import installed_version
 from edgebert.fingerprint import machine
@@ -35,7 +36,7 @@ _ENGINE_BUILDER = "edgebert.export.engine"  # looked for when it is asked for: n
 def form(_link: Link, store: Store, request: Frame) -> _Answer:
     """Say whether a backend and its device are here, and build the form where one is to be built.
 
-    The answer holds the device's `machine`, the `version` of the backend, and `exact`: whether sums of int8 products are.
+    The answer holds the device's `machine`, the `version` of the backend, and `int8`: what it multiplies int8 with.
     """
     fields = request.fields
     backend, device = fields.text("backend"), fields.text("device")
@@ -45,12 +46,10 @@ def form(_link: Link, store: Store, request: Frame) -> _Answer:
         if builder not in BUILDERS:
             raise UsageError(f"no such builder: `{builder:.80}`", expected=", ".join(BUILDERS))
         built = BUILDERS[builder](store.path(fields.text("graph")).read_bytes(), fields)
-    exact = int8_instructions(backend).exact
     return {
         "machine": machine(),
         "version": installed_version(backend) or "",
-        "exact": exact,
-        "instructions": int8_instructions(backend).to_text(),
+        "int8": to_json(int8_instructions(backend)),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in built.items()},
     }, built
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebert._json import JsonObject
+from edgebert.bench.codec import to_json
 from edgebert.bench.device_lock import device_lock
 from edgebert.bench.environment.computer import read_environment
 from edgebert.doctor import target_states
 from edgebert.errors import LockedError
+from edgebert.runtime.runner import physical_cores
 
 if TYPE_CHECKING:
     from edgebert.remote.device_link import Link
@@ -44,6 +46,8 @@ def device_facts(_link: Link, store: Store, _request: Frame) -> tuple[JsonObject
         "cpu": environment.device.cpu.model,
         "memory_bytes": environment.device.memory_bytes,
         "software": dict(environment.software),
+        "environment": to_json(environment),
+        "cores": physical_cores(),
         "targets": [
             {"name": state.name, "here": state.here, "reason": state.reason or ""} for state in target_states()
         ],

@@ -10,7 +10,6 @@ that nothing is on its way. What is timed in one piece for longer than `QUIET_SE
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import queue
 import signal
@@ -18,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import IO
+from typing import IO, Protocol
 
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.worker_process import WorkerProcess
@@ -50,6 +49,13 @@ _CHUNK = 16 << 10  # small: each is a sign of life on a slow link
 TIMED = frozenset(("block", "probe", "first", "audit"))
 
 
+class ByteReader(Protocol):
+    """What the host says: a buffered binary stream."""
+
+    def readline(self, size: int = -1, /) -> bytes: ...
+    def read1(self, size: int = -1, /) -> bytes: ...
+
+
 class LinkClosed(KeyboardInterrupt):
     """The host is gone. As an interruption, it ends whatever is under way as Ctrl-C would."""
 
@@ -64,7 +70,7 @@ class Link:
         store: takes what is pushed.
     """
 
-    def __init__(self, nonce: str, source: io.BufferedReader, sink: IO[bytes], store: Store) -> None:
+    def __init__(self, nonce: str, source: ByteReader, sink: IO[bytes], store: Store) -> None:
         self._nonce, self._source, self._sink, self._store = nonce, source, sink, store
         self._requests: queue.Queue[Frame] = queue.Queue()
         self._writing = threading.Lock()  # one frame at a time

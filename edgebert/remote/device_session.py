@@ -15,7 +15,6 @@ What a command refuses is an `error` with the parts of an `EdgebertError`. The b
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -31,7 +30,7 @@ from edgebert.extras import switch_off_telemetry
 from edgebert.remote.device_bench import bench, changed_images, one_launch
 from edgebert.remote.device_compile import answers, form, opens
 from edgebert.remote.device_facts import device_facts
-from edgebert.remote.device_link import GIVEN_UP, Link, LinkClosed
+from edgebert.remote.device_link import GIVEN_UP, ByteReader, Link, LinkClosed
 from edgebert.remote.device_store import Store, default_root
 from edgebert.remote.frames import BYE, READY, Frame
 
@@ -56,7 +55,7 @@ COMMANDS: Mapping[str, Callable[[Link, Store, Frame], _Answer]] = {
 }
 
 
-def serve(nonce: str, stdin: io.BufferedReader) -> int:
+def serve(nonce: str, stdin: ByteReader) -> int:
     """Serve a host on stdin and stdout, and return the exit code of the process.
 
     Args:

@@ -96,7 +96,10 @@ def selection_from_json(fields: Fields, path_of: Callable[[str], Path]) -> Selec
 def columns_to_bytes(columns: Mapping[str, IntArray]) -> bytes:
     """Return arrays as the bytes of a compressed `.npz`."""
     stream = io.BytesIO()
-    np.savez_compressed(stream, **{name: np.asarray(column, np.int64) for name, column in columns.items()})
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, column in sorted(columns.items()):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(column, np.int64), allow_pickle=False)
     return stream.getvalue()
 
 
