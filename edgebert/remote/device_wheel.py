@@ -54,7 +54,6 @@ HOST_ONLY = (
     "edgebert.remote.size",
     "edgebert.remote.ssh",
     "edgebert.remote.transport",
-    "edgebert.remote.wheels",
     "edgebert.runtime.torch_runner",
     "edgebert.stages",
     "edgebert.train",

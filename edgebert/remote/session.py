@@ -362,6 +362,9 @@ class DeviceSession:
             try:
                 await self._session(remote)
                 await asyncio.wait_for(remote.process.wait_closed(), 10)
+            except EdgebertError as error:
+                self._end(error)  # whoever asked must not wait until the other side has left
+                raise
             finally:
                 log.cancel()
 

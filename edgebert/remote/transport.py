@@ -32,6 +32,7 @@ from edgebert.remote.ssh import (
 )
 
 LOCAL = "local:"
+_LEAVE_SECONDS = 5.0  # for a process to end after its stdin closed, before it is killed
 
 
 class Transport(Protocol):
@@ -173,11 +174,15 @@ class _LocalProcess:
         """Wait for the end of the process, which has the end of its stdin; it is killed where it stays."""
         self.abort()
         try:
-            await asyncio.wait_for(self._child.wait(), 10)
+            await asyncio.wait_for(self._child.wait(), _LEAVE_SECONDS)
         except asyncio.TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 self._child.kill()
             await self._child.wait()
+        finally:
+            # There is no public way to it, and pipes that are left to the collector outlive their loop.
+            self._child._transport.close()  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
 
 
 def transport_of(host: str, *, python: str | None = None) -> Transport:

@@ -272,6 +272,13 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         why="a device whose Python is too old, or has no numpy: written by the test",
     ),
     Exemption(
+        "program",
+        "*/python-with-a-difference",
+        by="asyncio.unix_events",
+        test="tests/remote/test_remote_hostile.py",
+        why="a device that lies: a program that the test has written, over a pipe",
+    ),
+    Exemption(
         "uncovered",
         "*-S -E -s -c import sys*",
         by="*test_device_wheel",
