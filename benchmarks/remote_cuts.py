@@ -20,6 +20,7 @@ Twenty seconds a position on two busy cores. Prints one summary line, and return
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import logging
 import shutil
@@ -104,9 +105,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def swept(work: Path, device: SshDevice, positions: int, silent: int, resume_every: int) -> list[Cut]:
+def some_images(folder: Path, class_names: Sequence[str]) -> Path:
+    """Make a folder of noise for each class, and return it."""
+    generator = np.random.default_rng(0)
+    for name in class_names:
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+def swept(
+    work: Path, device: SshDevice, positions: int, silent: int, resume_every: int, *, home: Path | None = None
+) -> list[Cut]:
     """Cut at so many positions, half of them with everything to be sent."""
-    sweep = Sweep(work, device)
+    work.mkdir(exist_ok=True)
+    sweep = Sweep(work, device, home or work / "host")
     every = max(1, positions // silent) if silent else positions + 1
     fresh, kept = positions - positions // 2, positions // 2
     places = [(after, False) for after in _positions(sweep.whole(keep=False), fresh)]
@@ -130,19 +145,14 @@ def _positions(whole: int, count: int) -> list[int]:
 class Sweep:
     """Benches one device again and again."""
 
-    def __init__(self, work: Path, device: SshDevice) -> None:
+    def __init__(self, work: Path, device: SshDevice, home: Path) -> None:
         self._work, self._device = work, device
-        self._known = work / "host/.ssh/known_hosts"
+        self._known = home / ".ssh/known_hosts"
         self._bundle = linear(1).write(work / "a.edgebert")
         card = read_bundle(self._bundle).manifest.card
-        generator = np.random.default_rng(0)
-        for name in card.class_names:
-            (work / "images" / name).mkdir(parents=True)
-            for index in range(6):
-                pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
-                Image.fromarray(pixels).save(work / "images" / name / f"{index}.png")
+        images = some_images(work / "images", card.class_names)
         self._options = BenchOptions(
-            data=str(work / "images"),
+            data=str(images),
             targets=("cpu",),
             launches=2,
             queries=40,
@@ -227,7 +237,7 @@ class Sweep:
         self._device.trust(self._known)
         self._device.trust(self._known, port=port)
         # One name for the device, whatever proxy leads to it: `--resume` is for the same device.
-        config = f"Host device\n HostName 127.0.0.1\n Port {port}\n User pi\n"
+        config = f"Host device\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n"
         (self._known.parent / "config").write_text(config, encoding="utf-8")
         bench_on(transport_of("device"), [self._bundle], self._output, self._options, resume=resume, keep=keep, ssh=SSH)
 

@@ -173,16 +173,20 @@ class _LocalProcess:
     async def ended(self) -> None:
         """Wait for the end of the process, which has the end of its stdin; it is killed where it stays."""
         self.abort()
-        try:
-            await asyncio.wait_for(self._child.wait(), _LEAVE_SECONDS)
-        except asyncio.TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
-            await self._child.wait()
-        finally:
-            # There is no public way to it, and pipes that are left to the collector outlive their loop.
-            self._child._transport.close()  # type: ignore[attr-defined]
-            await asyncio.sleep(0)
+        cancelled = False
+        while self._child.returncode is None:
+            try:
+                await asyncio.wait_for(self._child.wait(), _LEAVE_SECONDS)
+            except asyncio.CancelledError:  # the session is closed; what the process clears away is waited for all the same
+                cancelled = True
+            except asyncio.TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self._child.kill()
+        # There is no public way to it, and pipes that are left to the collector outlive their loop.
+        self._child._transport.close()  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        if cancelled:
+            raise asyncio.CancelledError
 
 
 def transport_of(host: str, *, python: str | None = None) -> Transport:
