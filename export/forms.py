@@ -89,7 +89,7 @@ class _Here:
 
     def engine(self, graph: bytes, target: Target) -> NoReturn:
         raise UnavailableError(
-            f"`{target.name}` takes a TensorRT engine, which is built on the device",
+            f"`{target.name}` takes a TensorRT engine, which is built on the device and not by this version",
             expected="a target of `edgebert targets` that can be compiled for here; the graph itself is ready for TensorRT 10.3 "
             "and newer",
             hint="edgebert compile GRAPH --target cpu",

@@ -87,7 +87,7 @@ class Link:
     def start(self) -> None:
         """Begin to read, and to ask; from now on a lost link is a `LinkClosed` in the main thread."""
         signal.signal(signal.SIGUSR1, _closed)
-        for work in (self._read, self._ask_now_and_then):
+        for work in (self._read, self._ask_now_and_then, self._watch):
             threading.Thread(target=work, daemon=True).start()
 
     def next_request(self) -> Frame:
@@ -211,12 +211,18 @@ class Link:
         while not self._lost:
             time.sleep(_LOOK_SECONDS)
             now = time.monotonic()
+            if now > self._quiet_until and now - self._asked_at > PING_SECONDS:
+                self._ask()  # also while the host sends: it wants to hear that somebody is here
+
+    def _watch(self) -> None:
+        """Notice a link that takes nothing, or a host that does not answer; nothing is written here, so that nothing can block."""
+        while not self._lost:
+            time.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
             if self._sending and now - self._moved_at > PONG_SECONDS:
                 self._lose()
             if not self._answered.is_set() and now - max(self._open_since, self._heard_at) > PONG_SECONDS:
                 self._lose()
-            if now > self._quiet_until and now - self._asked_at > PING_SECONDS:
-                self._ask()  # also while the host sends: it wants to hear that somebody is here
 
     def _lose(self) -> None:
         """End this process: by an interruption of the main thread, and by force where that takes too long."""

@@ -18,7 +18,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -74,7 +74,11 @@ MAX_FRAME_BYTES = 256 << 20  # of one frame with what follows it
 LEAST_SILENCE_SECONDS = 8.0  # a device says something every four seconds, timed blocks included
 
 _HELLO_BYTES = 4 << 10
-_WHEEL_SILENCE_SECONDS = 60.0
+_DEVICE_SILENCE_SECONDS = (
+    8.0  # of this computer, after which the device gives up: less than ten, with what it clears away
+)
+_STUCK_SECONDS = 20.0  # that a piece of what is sent may take
+_HELLO_SECONDS = 60.0  # for a Python to start on a slow card
 _CHUNK = 64 << 10
 _MAX_WAITING = 256  # frames that were not asked for yet: a device that floods is refused
 _RUN_IT = "import base64,sys;exec(base64.b64decode(sys.argv[1]))"
@@ -348,7 +352,7 @@ class DeviceSession:
             "wheel": self._wheel.name,
             "sha256": self._wheel.sha256,
             "size": len(self._wheel.content),
-            "silence_seconds": _WHEEL_SILENCE_SECONDS,
+            "silence_seconds": _DEVICE_SILENCE_SECONDS,
             "words": [],
             "files": {},
             "session": True,
@@ -369,7 +373,7 @@ class DeviceSession:
                 log.cancel()
 
     async def _session(self, remote: RemoteCommand) -> None:
-        hello = await asyncio.wait_for(remote.read_line(_HELLO_BYTES), _START_SECONDS)
+        hello = await self._in_time(remote.read_line(_HELLO_BYTES), _HELLO_SECONDS)
         if not hello:
             await self._ended_early(remote)
         fields = checked_answer(hello, name=self.name, nonce=self._nonce, max_bytes=_HELLO_BYTES)
@@ -403,11 +407,19 @@ class DeviceSession:
                 piece = bytes(view[start : start + _CHUNK])
                 try:
                     remote.process.stdin.write(piece)
-                    await remote.process.stdin.drain()
+                    await self._in_time(remote.process.stdin.drain(), _STUCK_SECONDS)
                 except BrokenPipeError:  # it has ended; what it says, or does not say any more, tells why
                     await asyncio.sleep(self._silence)
                     return
                 self.sent_bytes += len(piece)
+
+    async def _in_time(self, work: Awaitable[_T], seconds: float) -> _T:
+        try:
+            return await asyncio.wait_for(work, seconds)
+        except asyncio.TimeoutError as error:
+            raise LinkLostError(
+                f"`{self.name}` has said nothing for {seconds:g} seconds", hint="run the same command again"
+            ) from error
 
     async def _read_all(self, remote: RemoteCommand) -> None:
         reading = _Reading(remote, self._silence, self.name)

@@ -177,7 +177,9 @@ class _LocalProcess:
         while self._child.returncode is None:
             try:
                 await asyncio.wait_for(self._child.wait(), _LEAVE_SECONDS)
-            except asyncio.CancelledError:  # the session is closed; what the process clears away is waited for all the same
+            except (
+                asyncio.CancelledError
+            ):  # the session is closed; what the process clears away is waited for all the same
                 cancelled = True
             except asyncio.TimeoutError:
                 with contextlib.suppress(ProcessLookupError):

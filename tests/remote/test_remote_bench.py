@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -243,3 +245,26 @@ def test_bench_on_refuses_a_checkpoint(pipe: LocalPipe, quick: BenchOptions, tmp
     (tmp_path / "model/config.json").write_text("{}")
     with pytest.raises(UsageError, match="runs in PyTorch"):
         bench_on(pipe, [tmp_path / "model"], tmp_path / "r.json", quick)
+
+
+def test_agent_ends_where_the_host_takes_nothing_more(device_home: Path) -> None:
+    """A link that fell silent while the device sends: the pipe is full, and whoever writes to it waits."""
+    code = (
+        "import io, os, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from edgebert.remote.device_link import Link\n"
+        "from edgebert.remote.device_store import Store\n"
+        "from edgebert.remote.frames import Frame\n"
+        "from edgebert._json import Fields\n"
+        "link = Link('00', sys.stdin.buffer, os.fdopen(os.dup(1), 'wb', buffering=0), Store(Path(sys.argv[1])))\n"
+        "link.start()\n"
+        "request = Frame(kind='x', number=1, re=0, fields=Fields({}, what='x'), blobs=())\n"
+        "link.answer(request, {}, {'blob': bytes(1 << 22)})\n"
+    )
+    environment = {**os.environ, "HOME": str(device_home)}
+    command = [sys.executable, "-c", code, str(device_home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as started:
+        try:
+            assert started.wait(30) != 0  # nobody reads what it says
+        finally:
+            started.kill()
