@@ -21,6 +21,7 @@ from edgebert.bench.options import BenchOptions
 from edgebert.bench.result import read_result
 from edgebert.errors import LinkLostError, LockedError, NotComparableError, UsageError
 from edgebert.remote.bench import _asked, bench_on, planned
+from edgebert.remote.fleet import bench_transports
 from edgebert.remote.objects import object_of_bytes
 from edgebert.remote.run_folder import RunFolder
 from edgebert.remote.session import DeviceSession
@@ -268,3 +269,25 @@ def test_agent_ends_where_the_host_takes_nothing_more(device_home: Path) -> None
             assert started.wait(30) != 0  # nobody reads what it says
         finally:
             started.kill()
+
+
+@pytest.mark.slow
+def test_bench_transports_gives_each_device_a_result_and_claims_nothing_between_them(
+    bundle: Path, quick: BenchOptions, tmp_path: Path
+) -> None:
+    devices = {}
+    for name in ("a", "b"):
+        home = tmp_path / f"device-{name}"
+        (home / "tmp").mkdir(parents=True)
+        environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(home / "tmp")}
+        devices[name] = LocalPipe(environment=environment)
+    missing = LocalPipe(python="/no/such/python", environment={"PATH": ""})
+    found = bench_transports({**devices, "c": missing}, [bundle], tmp_path / "r.json", quick)
+    assert set(found.results) == {"a", "b"}
+    assert set(found.failed) == {"c"}
+    assert found.exit_code == 69
+    for name in devices:
+        check_result(tmp_path / f"r.{name}.json")
+    text = found.to_text()
+    assert text.index("## a") < text.index("## b") < text.index("no result")
+    assert "between devices none is claimed" in text
