@@ -109,7 +109,9 @@ class SshDevice(_Loop):
         for name in ("sh", "sleep", "kill"):
             with contextlib.suppress(FileExistsError):
                 (tools / name).symlink_to(f"/bin/{name}")
-        self._environment = {"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"}
+        temporary = home / "tmp"  # of its own: its locks are not those of this computer
+        temporary.mkdir(exist_ok=True)
+        self._environment = {"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8", "TMPDIR": str(temporary)}
         self._client_key = _client_key(host_home)
 
     def trust(self, known_hosts: Path, *, key: asyncssh.SSHKey | None = None, marker: str = "", port: int = 0) -> None:
@@ -215,6 +217,12 @@ class CuttingProxy(_Loop):
         self._target, self._cut_after, self._hang = port, cut_after, hang
         self._sockets: list[asyncio.StreamWriter] = []
 
+    def cut(self) -> None:
+        """Cut now: a reset, or silence where this proxy hangs."""
+        self._cut_after = 0
+        if not self._hang:
+            self._loop.call_soon_threadsafe(self._cut)
+
     async def _start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -264,6 +272,18 @@ def _client_key(host_home: Path) -> str:
         path.chmod(0o600)
         path.with_suffix(".pub").write_bytes(key.export_public_key("openssh"))
     return path.with_suffix(".pub").read_text(encoding="ascii")
+
+
+def processes_of(home: Path) -> list[int]:
+    """Return the numbers of all processes, of whatever session, whose home folder is a device's (Linux)."""
+    wanted = f"HOME={home}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
 
 
 def as_host(host_home: Path) -> None:

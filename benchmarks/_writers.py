@@ -181,7 +181,7 @@ def _answer_without_backends() -> None:
     def answers(folder: Path, target: str) -> bool:
         return read_bundle(folder).manifest.form(target) is not None
 
-    compile_stage._answers_canaries = answers
+    compile_stage.HERE.opens = answers
     compile_stage.page_of_verdict = lambda verdict, name: cast("_Page", verdict).page
 
 

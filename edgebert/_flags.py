@@ -69,6 +69,26 @@ SelfTestTimeout = Annotated[float, typer.Option(metavar="SECONDS", help="Of the 
 SelfTestTarget = Annotated[
     str | None, typer.Option(help="The form that the self-test opens.", show_default="the first that fits")
 ]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        metavar="USER@HOST[:PORT]",
+        help="A device, over SSH; a name of `edgebert devices`; or local: for a process here.",
+        show_default="this computer",
+    ),
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host",
+        metavar="USER@HOST[:PORT]",
+        help="A device, over SSH; a name of `edgebert devices`; or local: for a process here; repeatable.",
+        show_default="this computer",
+    ),
+]
+KeepOnDevice = Annotated[
+    bool, typer.Option("--keep-on-device", help="With --host: leave what was sent there, for the next call.")
+]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
 Threads = Annotated[int, typer.Option(help="Threads of the backend; 0 for the physical cores.")]
 MaxSkipped = Annotated[float, typer.Option(help="Largest share of unreadable images before the run stops.")]

@@ -293,6 +293,9 @@ def size(
         Path | None,
         typer.Option("--output", "-o", help="Write the table as JSON; must not exist.", show_default="nowhere"),
     ] = None,
+    host: _flags.Host = None,
+    python: _flags.DevicePython = None,
+    keep_on_device: _flags.KeepOnDevice = False,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
@@ -318,7 +321,14 @@ def size(
             max_skipped=max_skipped,
             force=force,
         )
-        report = sizes_from_data(data, options, output)
+        if host is not None:
+            from edgebert.remote.size import sizes_on
+            from edgebert.remote.transport import transport_of
+
+            report = sizes_on(transport_of(host, python=python), data, options, output, keep=keep_on_device)
+        else:
+            _check_no_device_options(python, keep_on_device)
+            report = sizes_from_data(data, options, output)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return report.exit_code
 
@@ -556,6 +566,9 @@ def compile_(
     release: Annotated[
         int, typer.Option(help="Number of the product's bundle, from 1 on; devices refuse to go back to a lower one.")
     ] = 0,
+    host: _flags.Host = None,
+    python: _flags.DevicePython = None,
+    keep_on_device: _flags.KeepOnDevice = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -585,7 +598,14 @@ def compile_(
             max_skipped=max_skipped,
             force=force,
         )
-        made = bundle_from_graph(graph, output, options)
+        if host is not None:
+            from edgebert.remote.compile import bundle_on
+            from edgebert.remote.transport import transport_of
+
+            made = bundle_on(transport_of(host, python=python), graph, output, options, keep=keep_on_device)
+        else:
+            _check_no_device_options(python, keep_on_device)
+            made = bundle_from_graph(graph, output, options)
         show(plain(made), made.to_text(), as_json=as_json)
         return 0
 
@@ -622,7 +642,9 @@ def pack(
 
 @app.command()
 def bench(
-    data: Annotated[str, typer.Option(metavar="DATA", help="Its test images are measured.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Its test images are measured.", show_default=False)
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Where to write; must not exist. An audit needs none.", show_default=False),
@@ -686,6 +708,13 @@ def bench(
     audit: Annotated[
         bool, typer.Option("--audit", help="Measure nothing; look for backends that cheat, about a minute an arm.")
     ] = False,
+    host: _flags.Hosts = None,
+    python: _flags.DevicePython = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="With --host: the folder of a run whose link broke, to go on from."),
+    ] = None,
+    keep_on_device: _flags.KeepOnDevice = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
     force: _flags.Force = False,
@@ -696,7 +725,16 @@ def bench(
     def command() -> int:
         from edgebert.bench import BenchOptions, result_from_arms, text_table
         from edgebert.bench.codec import to_json
+        from edgebert.bench.here import check_targets_are_here
 
+        if not host:
+            check_targets_are_here(target or ())
+            if resume is not None or keep_on_device or python is not None:
+                raise UsageError(
+                    "`--resume`, `--keep-on-device` and `--python` are of a device", hint="--host USER@HOST"
+                )
+        if data is None:
+            raise UsageError("`bench` measures on images, and no data is named", hint="--data DATA")
         options = BenchOptions(
             data=data,
             targets=tuple(target or ()),
@@ -728,14 +766,36 @@ def bench(
             force=force,
         )
         if audit:
+            if host:
+                raise UsageError("`--audit` runs on this computer", expected="--audit, or --host")
             return _audit(artefacts or (), output, options, as_json=as_json)
         if output is None:
             raise UsageError("`bench` writes a result, and no name is given", hint="-o result.json")
+        if host:
+            from edgebert.remote.fleet import bench_fleet
+
+            benched = bench_fleet(
+                host, artefacts or (), output, options, python=python, resume=resume, keep=keep_on_device
+            )
+            show(benched.to_json(), benched.to_text(), as_json=as_json)
+            return benched.exit_code
         result = result_from_arms(artefacts or (), output, options)
         show(to_json(result), text_table(result), as_json=as_json)
         return result.exit_code
 
     _call(command, as_json=as_json)
+
+
+def _check_no_device_options(python: str | None, keep_on_device: bool, resume: Path | None = None) -> None:
+    """Refuse what only a device has.
+
+    Raises:
+        UsageError: one is given.
+    """
+    given = {"--python": python is not None, "--keep-on-device": keep_on_device, "--resume": resume is not None}
+    named = [flag for flag, is_given in given.items() if is_given]
+    if named:
+        raise UsageError(f"`{named[0]}` is of a device, and none is named", hint="--host USER@HOST")
 
 
 def _audit(artefacts: Sequence[str], output: Path | None, options: BenchOptions, *, as_json: bool) -> int:
@@ -1116,6 +1176,65 @@ def _refuse_device_options(python: str | None) -> None:
     """Refuse what belongs to `--host` where none is named."""
     if python is not None:
         raise UsageError("`--python` is the Python of a device", hint="--host USER@HOST")
+
+
+devices = typer.Typer(help="Devices by name, for --host.", no_args_is_help=True)
+app.add_typer(devices, name="devices")
+
+
+@devices.command(name="add")
+def devices_add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What --host takes.", show_default=False)],
+    host: Annotated[str, typer.Argument(metavar="USER@HOST[:PORT]", help="The device.", show_default=False)],
+    python: Annotated[str, typer.Option(help="Its Python.")] = "python3",
+    force: Annotated[bool, typer.Option("--force", help="Replace a device of this name.")] = False,
+    as_json: _flags.Json = False,
+) -> None:
+    """Give a device a name."""
+
+    def command() -> int:
+        from edgebert.remote.devices import KnownDevice, add_device
+
+        device = KnownDevice(name=name, host=host, python=python)
+        path = add_device(device, force=force)
+        show({**plain(device), "file": str(path)}, f"{name}: {host}, kept in {path}", as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@devices.command(name="list")
+def devices_list(as_json: _flags.Json = False) -> None:
+    """List the devices that have names."""
+
+    def command() -> int:
+        from edgebert.remote.devices import known_devices
+
+        found = [device for _, device in sorted(known_devices().items())]
+        rows = [(device.name, device.host, device.python) for device in found]
+        text = columns(("name", "host", "python"), rows) if rows else "none: edgebert devices add NAME USER@HOST"
+        show({"devices": [plain(device) for device in found]}, text, as_json=as_json)
+        return 0
+
+    _call(command, as_json=as_json)
+
+
+@devices.command(name="check")
+def devices_check(
+    host: Annotated[str, typer.Argument(metavar="NAME|USER@HOST[:PORT]", help="The device.", show_default=False)],
+    python: Annotated[str | None, typer.Option(help="Its Python.", show_default="its entry's, or python3")] = None,
+    as_json: _flags.Json = False,
+) -> None:
+    """Say whether a device can be used: host key, Python, numpy, backend, disk, lock, clock. It exits 1 where a check failed."""
+
+    def command() -> int:
+        from edgebert.remote.devices import check_device_at
+
+        checked = check_device_at(host, python=python)
+        show(checked.to_json(), checked.to_text(), as_json=as_json)
+        return checked.exit_code
+
+    _call(command, as_json=as_json)
 
 
 @app.command(name="device-wheel")

@@ -42,12 +42,12 @@ from edgebert.export.canaries import (
     synthetic_candidates,
 )
 from edgebert.export.compile_options import CompileOptions, check_request
-from edgebert.export.forms import CompiledForm, form_from_graph, machine_of
+from edgebert.export.forms import CompiledForm, form_from_graph
 from edgebert.export.metadata import examples_of_model, parse_graph
+from edgebert.export.place import HERE, Place, Rows
 from edgebert.export.precision import SourceGraph, chosen_graph, weight_bits_of
 from edgebert.export.verdict import Verdict, merged_choice
 from edgebert.export.verdict_report import check_report_can_be_made, page_of_verdict
-from edgebert.fingerprint import machine
 from edgebert.manifest import (
     GRAPH_FILE,
     MAX_CANARIES,
@@ -61,17 +61,12 @@ from edgebert.manifest import (
 )
 from edgebert.preprocess import load_batch
 from edgebert.runtime.choice import PORTABLE_BACKENDS
-from edgebert.runtime.classifier import Classifier
-from edgebert.runtime.instructions import saturates
 from edgebert.runtime.pipeline import tensor_sha256
-from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
-from edgebert.target import Target, resolve_target
+from edgebert.target import resolve_target
 
 __all__ = ["CompileOptions", "CompileReport", "bundle_from_graph"]
 
 _log = logging.getLogger("edgebert")
-
-Rows = NDArray[np.float32]  # (canaries, classes)
 
 _CHOICE = "precision_choice"  # of `Manifest.measured`
 
@@ -109,16 +104,17 @@ class CompileReport:
         return f"{self.verdict}\n{line}" if self.verdict else line
 
 
-def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> CompileReport:
+def bundle_from_graph(graph: Path, output: Path, options: CompileOptions, place: Place = HERE) -> CompileReport:
     """Compile a graph into a bundle. Onto a bundle of the same graph it adds forms and keeps the others.
 
-    Every form is opened and its answers recorded on this computer; the finished bundle is opened as a user would
-    before it gets its name.
+    Every form is opened and its answers recorded on this computer, or on the device that it is for; the finished bundle is
+    opened there as a user would before it gets its name.
 
     Args:
         graph: an ONNX file of edgebert's, FP32 or INT8.
         output: the bundle's folder, by custom `NAME.edgebert`.
         options: targets, canaries, and which precision ships.
+        place: the computer that the forms are for, built by and answered on.
 
     Raises:
         CannotWriteError: `output` exists and is no bundle of this graph, or has a form for one of the targets already.
@@ -130,10 +126,10 @@ def bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Com
         LockedError: another process compiles into `output`.
     """
     with claimed(output, *([] if options.report is None else [options.report])):
-        return _bundle_from_graph(graph, output, options)
+        return _bundle_from_graph(graph, output, options, place)
 
 
-def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> CompileReport:
+def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions, place: Place) -> CompileReport:
     targets = [resolve_target(name) for name in options.targets]
     check_request(options)
     if options.report is not None:
@@ -148,7 +144,7 @@ def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Co
     hashes = [hashlib.sha256(content).hexdigest() for _, content in contents]
     new = _existing_bundle(output, hashes, options) is None
     for target in targets:
-        _check_runs_here(target)
+        place.check(target)
     given, *floats = [SourceGraph.of(path, content) for path, content in contents]
     candidates: Sequence[Candidate] = ()
     if new:
@@ -157,29 +153,18 @@ def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions) -> Co
     parts, forms, verdict = chosen_graph(given, floats[0] if floats else None, targets, options)
     existing = _existing_bundle(output, [parts.sha256], options)
     if existing is None:
-        manifest, files = _new_bundle(parts, _name(output), candidates, canary_source=options.canary)
+        manifest, files = _new_bundle(parts, _name(output), candidates, place, canary_source=options.canary)
     else:
         manifest, files = existing.manifest, {name: existing.files[name] for name in existing.manifest.sizes}
     for target in targets:
-        bits = weight_bits_of(parts, target, options)
-        form = forms.get(target.name) or form_from_graph(parts.for_bits(bits), target)
-        manifest, files = _with_form(manifest, files, form, parts, bits)
+        bits = weight_bits_of(parts, target, options, place.int8(target.backend))
+        form = forms.get(target.name) or form_from_graph(parts.for_bits(bits), target, place.builder)
+        manifest, files = _with_form(manifest, files, form, parts, bits, place)
     if verdict is not None:
         before = manifest.measured.get(_CHOICE)
         choice = merged_choice(before if isinstance(before, Mapping) else None, verdict)
         manifest = replace(manifest, measured={**manifest.measured, _CHOICE: choice})
-    return _written(output, manifest, files, existing, options, verdict)
-
-
-def _check_runs_here(target: Target) -> None:
-    """Raise `UnavailableError` where this computer cannot run what it would compile: answers are recorded by running."""
-    check_device(target.backend, target.device)
-    if machine_of(target) != machine():
-        raise UnavailableError(
-            f"`{target.name}` needs an {machine_of(target)} processor, and this computer has {machine()}",
-            expected="a target of this computer, such as `cpu`",
-            hint="edgebert targets",
-        )
+    return _written(output, manifest, files, existing, options, verdict, place)
 
 
 def _existing_bundle(output: Path, graphs_sha256: Sequence[str], options: CompileOptions) -> Bundle | None:
@@ -209,21 +194,21 @@ def _existing_bundle(output: Path, graphs_sha256: Sequence[str], options: Compil
 
 
 def _new_bundle(
-    graph: SourceGraph, name: str, candidates: Sequence[Candidate], *, canary_source: str | None
+    graph: SourceGraph, name: str, candidates: Sequence[Candidate], place: Place, *, canary_source: str | None
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is here.
 
     Where int8 products saturate here, the answers are those of its 7-bit form: they are nearer to what it answers elsewhere.
     """
-    answers, tensors = _portable_answers(graph, candidates)
+    answers, tensors = _portable_answers(graph, candidates, place)
     reference = next(iter(answers.values()))
     chosen = chosen_canaries(candidates, reference, graph.card.class_names, graph.card.thresholds)
     blind = blind_spots([candidates[place].png for place in chosen], graph.card.preprocessing)
-    added = _seeing_candidate(graph, blind) if blind and canary_source != SYNTHETIC else None
+    added = _seeing_candidate(graph, blind, place) if blind and canary_source != SYNTHETIC else None
     if added is not None:
         candidates = (*(candidates[place] for place in chosen[: MAX_CANARIES - 1]), added)
         chosen = list(range(len(candidates)))
-        answers, tensors = _portable_answers(graph, candidates)
+        answers, tensors = _portable_answers(graph, candidates, place)
         reference = next(iter(answers.values()))
     backends = list(answers)
     answered = _said(reference, graph.card)
@@ -255,34 +240,37 @@ def _new_bundle(
     return manifest, files
 
 
-def _portable_answers(graph: SourceGraph, candidates: Sequence[Candidate]) -> tuple[dict[str, Rows], NDArray[np.uint8]]:
+def _portable_answers(
+    graph: SourceGraph, candidates: Sequence[Candidate], place: Place
+) -> tuple[dict[str, Rows], NDArray[np.uint8]]:
     """Return what the portable graph answers in each backend that is here, and the tensors it was given."""
     tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
     bits = 8 if graph.precision == "int8" else None
     answers = {}
-    for backend in _portable_backends_here():
-        portable = graph.for_bits(7) if saturates(bits, backend, "CPU") else graph.portable
-        answers[backend] = _answers(backend, "CPU", {GRAPH_FILE: portable}, (), graph.spec, tensors)
+    for backend in _portable_backends(place):
+        saturates = bits == 8 and place.int8(backend).exact is False
+        portable = graph.for_bits(7) if saturates else graph.portable
+        answers[backend] = place.answers(backend, "CPU", {GRAPH_FILE: portable}, (), graph.spec, tensors)
     return answers, tensors
 
 
-def _seeing_candidate(graph: SourceGraph, blind: Sequence[str]) -> Candidate | None:
+def _seeing_candidate(graph: SourceGraph, blind: Sequence[str], place: Place) -> Candidate | None:
     """Return a made image that sees what the chosen ones are blind to, clearly decided by every engine; None where none is.
 
     An image that is decided by a hair would make another computer refuse a good bundle: rather no such canary than that.
     """
     candidates = synthetic_candidates(graph.card.preprocessing)
-    answers, _ = _portable_answers(graph, candidates)
+    answers, _ = _portable_answers(graph, candidates, place)
     rows = next(iter(answers.values()))
     tolerances = np.array([tolerance_of(tuple(row.tolist()), graph.precision, "CPU") for row in rows])
     clearness = margins(rows, graph.card.thresholds) / tolerances
     said = [_said(each, graph.card) for each in answers.values()]
     agreed = [len(set(labels)) == 1 for labels in zip(*said, strict=True)]
-    order = [int(place) for place in np.argsort(-clearness, kind="stable")]
-    for place in (place for place in order if agreed[place] and clearness[place] > 2):
-        if not set(blind_spots([candidates[place].png], graph.card.preprocessing)) & set(blind):
+    order = [int(at) for at in np.argsort(-clearness, kind="stable")]
+    for at in (at for at in order if agreed[at] and clearness[at] > 2):
+        if not set(blind_spots([candidates[at].png], graph.card.preprocessing)) & set(blind):
             _log.info("no canary would show %s: a made image is added", ", ".join(blind))
-            return candidates[place]
+            return candidates[at]
     _log.warning(
         "no canary would show %s; `--canary DIR` takes images of yours: coloured, and larger than %d x %d pixels",
         ", ".join(blind),
@@ -293,14 +281,19 @@ def _seeing_candidate(graph: SourceGraph, blind: Sequence[str]) -> Candidate | N
 
 
 def _with_form(
-    manifest: Manifest, files: Mapping[str, bytes], form: CompiledForm, graph: SourceGraph, weight_bits: int | None
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    form: CompiledForm,
+    graph: SourceGraph,
+    weight_bits: int | None,
+    place: Place,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Add a form and what it answers."""
     added: dict[str, bytes] = {}
     if set(form.files.values()) != {graph.portable}:  # else nothing was compiled: the portable graph is the form
         added = {f"forms/{form.target.name}/{name}": content for name, content in sorted(form.files.items())}
     tensors = load_batch([files[canary.file] for canary in manifest.canaries], graph.card.preprocessing)
-    rows = _answers(form.backend, form.device, form.files, form.disabled_optimizers, graph.spec, tensors)
+    rows = place.answers(form.backend, form.device, form.files, form.disabled_optimizers, graph.spec, tensors)
     engine = engine_name(form.backend, form.device)
     # The portable graph runs on every architecture; what was compiled, only on its own.
     fingerprint = form.fingerprint if added else replace(form.fingerprint, machine=None)
@@ -367,6 +360,7 @@ def _written(
     existing: Bundle | None,
     options: CompileOptions,
     verdict: Verdict | None,
+    place: Place = HERE,
 ) -> CompileReport:
     """Write the bundle beside its name, and the page; open it as a user would, and let them have their names."""
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -389,7 +383,7 @@ def _written(
             raise LockedError(f"`{output}` was changed by another process meanwhile", hint="try again")
         digest = write_bundle(staging, manifest, files)
         try:
-            verified = tuple(form.target for form in manifest.forms if _answers_canaries(staging, form.target))
+            verified = tuple(form.target for form in manifest.forms if place.opens(staging, form.target))
         except RefusedBundleError as error:
             if isinstance(error.__cause__, OSError):
                 raise CannotWriteError(f"cannot write `{output}`: what was written cannot be read: {error}") from error
@@ -416,40 +410,12 @@ def _written(
     )
 
 
-def _answers_canaries(folder: Path, target: str) -> bool:
-    """Open one form of a bundle; False where this computer cannot run it.
-
-    Raises:
-        RefusedError: it answers a canary otherwise.
-    """
-    try:
-        Classifier(folder, target=target).close()
-    except UnavailableError as error:
-        _log.info("the form for `%s` is kept unverified: %s", target, error.what)
-        return False
-    return True
-
-
-def _answers(
-    backend: str,
-    device: str,
-    files: Mapping[str, bytes],
-    disabled_optimizers: tuple[str, ...],
-    spec: InputSpec,
-    tensors: NDArray[np.uint8],
-) -> Rows:
-    """Return float32 (canaries, classes); one image at a time and one thread, so that no number depends on this computer's cores."""
-    options = RunnerOptions(device=device, threads=1, disabled_optimizers=disabled_optimizers)
-    with open_runner(backend, ModelSource(spec=spec, files=files), options) as runner:
-        return np.concatenate([runner.infer(tensor[np.newaxis]) for tensor in tensors])
-
-
-def _portable_backends_here() -> list[str]:
+def _portable_backends(place: Place) -> list[str]:
     here = []
     reasons = []
     for backend in PORTABLE_BACKENDS:
         try:
-            check_device(backend, "CPU")
+            place.has(backend)
             here.append(backend)
         except UnavailableError as error:
             reasons.append(error)

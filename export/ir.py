@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgebert.errors import BadDataError
 from edgebert.export.metadata import bytes_of_model, parse_graph
-from edgebert.extras import require
+from edgebert.runtime.openvino_conversion import ir_of_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +22,7 @@ class IrFiles:
 
 
 def ir_from_graph(graph: bytes) -> IrFiles:
-    """Convert a graph. Equal graphs give equal bytes, in every process.
-
-    The weights keep their precision (OpenVINO's own default would store float32 as float16). OpenVINO names what it adds
-    by a counter of the process; those names are replaced by the operator's place in the graph.
+    """Convert a graph. Equal graphs give equal bytes, in every process; see `ir_of_model`.
 
     Args:
         graph: an ONNX file, FP32 or INT8.
@@ -37,21 +31,17 @@ def ir_from_graph(graph: bytes) -> IrFiles:
         BadDataError: no ONNX file, or OpenVINO cannot read it.
         UnavailableError: openvino is not installed.
     """
+    return IrFiles(*ir_of_model(*model_for_ir(graph)))
+
+
+def model_for_ir(graph: bytes) -> tuple[bytes, frozenset[str]]:
+    """Return the model that OpenVINO is to convert, and the names in it that stay.
+
+    Raises:
+        BadDataError: no ONNX file.
+    """
     model = parse_graph(graph)
     del model.metadata_props[:]  # OpenVINO would copy them: card and example images are the bundle's, not the network's
     given = {value.name for value in (*model.graph.initializer, *model.graph.input, *model.graph.output)}
     given.update(name for node in model.graph.node for name in (node.name, *node.output))
-    require("openvino")
-    import openvino
-
-    try:
-        converted = openvino.Core().read_model(bytes_of_model(model))
-    except RuntimeError as error:  # what OpenVINO raises for everything
-        raise BadDataError(f"OpenVINO cannot read the graph: {error}") from error
-    for place, operator in enumerate(converted.get_ordered_ops()):
-        if operator.get_friendly_name() not in given and operator.get_type_name() not in ("Parameter", "Result"):
-            operator.set_friendly_name(f"{operator.get_type_name()}.{place}")
-    with tempfile.TemporaryDirectory(prefix="edgebert-") as folder:
-        path = Path(folder) / "model.xml"
-        openvino.save_model(converted, path, compress_to_fp16=False)
-        return IrFiles(xml=path.read_bytes(), bin=path.with_suffix(".bin").read_bytes())
+    return bytes_of_model(model), frozenset(given)

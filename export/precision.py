@@ -26,7 +26,7 @@ from edgebert.export.verdict import Limits, Verdict
 from edgebert.export.verdict_measure import MAX_IMAGES, Contender, answers_of_form, verdict_from_forms
 from edgebert.manifest import Precision
 from edgebert.preprocess import load_image
-from edgebert.runtime.instructions import int8_instructions
+from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.runner import InputSpec
 from edgebert.target import Target
 
@@ -169,11 +169,19 @@ def _validation(data: str, card: ModelCard, options: CompileOptions) -> tuple[Ex
     return spread_over_classes(dataset.val, MAX_IMAGES)
 
 
-def weight_bits_of(graph: SourceGraph, target: Target, options: CompileOptions) -> int | None:
-    """Return the bits of a form's weights, None for FP32, and say where nobody knows whether 8 are right."""
+def weight_bits_of(
+    graph: SourceGraph, target: Target, options: CompileOptions, instructions: Int8Instructions
+) -> int | None:
+    """Return the bits of a form's weights, None for FP32, and say where nobody knows whether 8 are right.
+
+    Args:
+        graph: that ships.
+        target: of the form.
+        options: what was asked for.
+        instructions: of the computer that runs it.
+    """
     if graph.precision == "fp32":
         return None
-    unknown = target.device == "CPU" and int8_instructions(target.backend).exact is None
-    if options.weights == "auto" and unknown:
-        _log.info("`%s`: 8-bit weights; %s", target.name, int8_instructions(target.backend).to_text())
-    return weight_bits_for(target, options.weights)
+    if options.weights == "auto" and target.device == "CPU" and instructions.exact is None:
+        _log.info("`%s`: 8-bit weights; %s", target.name, instructions.to_text())
+    return weight_bits_for(target, options.weights, instructions=instructions)

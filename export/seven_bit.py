@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from edgebert.errors import UsageError
 from edgebert.export.topology import Topology, attribute_of
-from edgebert.runtime.instructions import int8_instructions
+from edgebert.runtime.instructions import Int8Instructions, int8_instructions
 from edgebert.target import Target
 
 Weights = Literal["auto", "8-bit", "7-bit"]
@@ -23,12 +23,13 @@ Weights = Literal["auto", "8-bit", "7-bit"]
 STEPS = 63  # the largest magnitude with which two products of uint8 and int8 fit 16 bits: 2 * 255 * 63 = 32,130
 
 
-def weight_bits_for(target: Target, weights: Weights) -> int:
+def weight_bits_for(target: Target, weights: Weights, *, instructions: Int8Instructions | None = None) -> int:
     """Return 7 where the INT8 weights for a target need 7 bits, else 8.
 
     Args:
-        target: one that this computer can run.
+        target: of the form.
         weights: `auto` takes 7 bits on a CPU whose int8 products saturate, and 8 wherever that is not known.
+        instructions: of the computer that runs the form; this one's if None.
 
     Raises:
         UsageError: 7 bits for a GPU, an NPU or a TensorRT engine.
@@ -40,7 +41,7 @@ def weight_bits_for(target: Target, weights: Weights) -> int:
             hint="compile for it with a second call, which adds a form to the bundle",
         )
     if weights == "auto" and target.device == "CPU":
-        return 7 if int8_instructions(target.backend).exact is False else 8
+        return 7 if (instructions or int8_instructions(target.backend)).exact is False else 8
     return 7 if weights == "7-bit" else 8
 
 

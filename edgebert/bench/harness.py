@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,11 +39,12 @@ from edgebert.bench.scenarios.cold import cold_starts
 from edgebert.bench.scenarios.plan import ScenarioArm, merged_points, run_scenarios, scenario_params
 from edgebert.bench.schema import ColdStart, PreflightCheck, Result, ScenarioName, ScenarioParams
 from edgebert.bench.scratch import scratch_folder
-from edgebert.bench.selection import common_task, select_images
-from edgebert.bench.session import OpenArm, Run, open_arms
+from edgebert.bench.selection import Selection, common_task, select_images
+from edgebert.bench.session import LaunchRecord, OpenArm, Run, open_arms
 from edgebert.bench.statistics.formulas import minimum_queries
 from edgebert.bench.statistics.stopping import StoppingRule
-from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
+from edgebert.bench.worker_process import WORKER_COMMAND, StartWorker, WorkerProcess
+from edgebert.card import ModelCard
 from edgebert.data import DataOptions, load_dataset
 from edgebert.errors import EdgebertError, RefusedError, UnavailableError
 from edgebert.runtime.runner import physical_cores
@@ -85,7 +86,7 @@ def result_from_arms(
     baseline = find_arm(names, options.baseline, flag="baseline") if options.baseline else 0
     reference = find_arm(names, options.reference, flag="reference") if options.reference else None
     with device_lock(), scratch_folder() as folder:
-        bench = _Bench(
+        bench = Bench(
             arms=(*arms, control_of(arms[baseline])),
             baseline=baseline,
             reference=reference,
@@ -118,8 +119,24 @@ def uninterrupted() -> Iterator[None]:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Bench:
-    """One call of `bench`: what was asked, and what is known so far."""
+class Bench:
+    """One call of `bench`: what was asked, and what is known so far.
+
+    A device that is benched over a link gives the three functions of its own: it has the images from its host, its workers must not
+    be disturbed by the link, and what a launch gave goes to the host.
+
+    Attributes:
+        arms: as requested; the A/A control is one of them.
+        baseline: index of the arm that speed-ups refer to.
+        reference: index of the arm that agreement refers to; None to find one by provenance.
+        options: how to measure.
+        folder: temporary.
+        worker_command: what runs an arm.
+        select: names and cards of the arms -> the test images; from `options.data` if None.
+        start_worker: name, threads and command -> a worker.
+        after_launch: told what each launch of single-stream blocks gave.
+        measured_before: such launches of the same run, to go on from.
+    """
 
     arms: tuple[ArmRequest, ...]
     baseline: int
@@ -127,6 +144,10 @@ class _Bench:
     options: BenchOptions
     folder: Path
     worker_command: Sequence[str]
+    select: Callable[[Sequence[str], Sequence[ModelCard]], Selection] | None = None
+    start_worker: StartWorker = WorkerProcess
+    after_launch: Callable[[LaunchRecord, Mapping[str, IntArray]], None] | None = None
+    measured_before: Sequence[tuple[LaunchRecord, Mapping[str, IntArray]]] = ()
     threads: int = 0
     hashes: tuple[str, ...] = ()
     checks: tuple[PreflightCheck, ...] = ()
@@ -148,14 +169,15 @@ class _Bench:
                 with self._opened() as opened:
                     cards = [arm.card for arm in opened]
                     names = [arm.name for arm in opened]
-                    reading = DataOptions(
-                        class_map=self.options.class_map,
-                        max_skipped=self.options.max_skipped,
-                        task=common_task(names, cards),
-                    )
-                    dataset = load_dataset(self.options.data, reading)
-                    self.run = Run(select_images(dataset, names, cards), self.options, self.folder)
-                    self.run.launch(opened)
+                    select = self.select or self._select
+                    self.run = Run(select(names, cards), self.options, self.folder)
+                    if self.measured_before:
+                        self.run.restore(self.measured_before, cards)
+                        self.notes.append(
+                            f"the run was taken up again after {self.run.launches} launches: what the sensors saw before is not kept"
+                        )
+                    else:
+                        self._launch(self.run, opened)
                 self._more_launches(self.run)
                 self._other_scenarios(self.run)
                 self._cold_starts(self.run)
@@ -165,6 +187,14 @@ class _Bench:
         for arm, before in zip(self.arms, self.hashes, strict=True):
             if sha256_of_path(arm.path) != before:
                 raise RefusedError(f"`{arm.path}` changed while it was measured", hint="measure again")
+
+    def _select(self, names: Sequence[str], cards: Sequence[ModelCard]) -> Selection:
+        return selection_from_data(self.options, names, cards)
+
+    def _launch(self, run: Run, opened: Sequence[OpenArm]) -> None:
+        run.launch(opened)
+        if self.after_launch is not None:
+            self.after_launch(*run.last_launch())
 
     def result(self, *, interrupted: str | None) -> tuple[Result, Samples]:
         """Return what was measured so far."""
@@ -212,7 +242,7 @@ class _Bench:
         """Start a fresh worker for every arm and open it."""
         with ExitStack() as stack:
             workers = [
-                stack.enter_context(WorkerProcess(arm.name, self.threads, self.worker_command)) for arm in self.arms
+                stack.enter_context(self.start_worker(arm.name, self.threads, self.worker_command)) for arm in self.arms
             ]
             yield open_arms(
                 workers,
@@ -258,7 +288,7 @@ class _Bench:
                 if self._is_enough(run, rule):
                     return
             with self._opened() as opened:
-                run.launch(opened)
+                self._launch(run, opened)
 
     def _is_enough(self, run: Run, rule: StoppingRule) -> bool:
         """Say whether the intervals that the result will state are narrow enough, or the budget is spent."""
@@ -341,9 +371,25 @@ class _Bench:
                 count=count,
                 cpus=sorted(processors(self.options.cpus)),
                 worker_command=self.worker_command,
+                start_worker=self.start_worker,
             )
             for arm, target in zip(self.arms, run.targets(), strict=True)
         )
+
+
+def selection_from_data(options: BenchOptions, names: Sequence[str], cards: Sequence[ModelCard]) -> Selection:
+    """Return the test images of the data that the options name.
+
+    Args:
+        options: `data`, `class_map` and `max_skipped` count.
+        names: of the arms.
+        cards: of the arms.
+
+    Raises:
+        BadDataError: the data do not fit the arms, or an arm has seen them; or as `edgebert.data.load_dataset`.
+    """
+    reading = DataOptions(class_map=options.class_map, max_skipped=options.max_skipped, task=common_task(names, cards))
+    return select_images(load_dataset(options.data, reading), names, cards)
 
 
 def preflight_records() -> tuple[PreflightCheck, ...]:

@@ -35,6 +35,7 @@ from edgebert.bench.selection import Selection
 from edgebert.bench.statistics.formulas import percentile
 from edgebert.bench.worker_process import WorkerProcess
 from edgebert.card import ModelCard
+from edgebert.errors import BadDataError
 from edgebert.preprocess import RgbImage
 from edgebert.runtime.runner import physical_cores
 from edgebert.target import TARGETS
@@ -42,6 +43,8 @@ from edgebert.target import TARGETS
 _LOAD_TIMEOUT_S = 900.0
 _ANSWER_TIMEOUT_S = 120.0  # on top of what a block or a warm-up is expected to take
 _BLOCK_TIMEOUT_FACTOR = 20  # bench.md, section 10
+# What the accuracy pass writes, by the beginnings of its columns' names (`edgebert.bench.samples`).
+_PASS_COLUMNS = ("accuracy_", "logit", "truth_", "said_", "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +198,31 @@ def run_session(arms: Sequence[OpenArm], selection: Selection, folder: Path, opt
     return run.session()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRecord:
+    """What one launch added to a run, beside its columns: enough to go on from it in another process.
+
+    Attributes:
+        number: of the launch, from 0.
+        arms: what each worker said.
+        activity: of the computer, before and after the blocks.
+        own_cpu_s: of all launches so far.
+        looks: at the intervals so far.
+        plan: of the blocks.
+        timed: numbers of the timed images among the test images.
+        first_errors: of the accuracy pass; empty but in the first launch.
+    """
+
+    number: int
+    arms: tuple[LaunchFacts, ...]
+    activity: tuple[Activity, Activity]
+    own_cpu_s: float
+    looks: int
+    plan: Plan
+    timed: tuple[int, ...]
+    first_errors: tuple[str | None, ...]
+
+
 class Run:
     """Collects what one launch after the other gives.
 
@@ -219,6 +247,7 @@ class Run:
         self._columns: list[Mapping[str, IntArray]] = []
         self._activities: list[tuple[Activity, Activity]] = []
         self._own_cpu_s = 0.0
+        self._kept = 0  # columns that `last_launch` has returned
         self._plan: Plan | None = None
         self._accuracy: AccuracyPass | None = None
 
@@ -247,6 +276,53 @@ class Run:
             self._end(arms, before_blocks, activity, schedule[:complete])
             raise
         self._end(arms, before_blocks, activity, schedule)
+
+    def last_launch(self) -> tuple[LaunchRecord, dict[str, IntArray]]:
+        """Return what the last launch of single-stream blocks added, and its columns; `restore` takes both."""
+        assert self._plan is not None
+        assert self._accuracy is not None
+        number, columns = self.launches - 1, list(self._columns[self._kept :])
+        self._kept = len(self._columns)
+        if number == 0:
+            columns.append(self._accuracy.columns)
+        record = LaunchRecord(
+            number=number,
+            arms=tuple(self._facts[number]),
+            activity=self._activities[number],
+            own_cpu_s=self._own_cpu_s,
+            looks=self.looks,
+            plan=self._plan,
+            timed=tuple(self._timed.tolist()),
+            first_errors=self._accuracy.first_errors if number == 0 else (),
+        )
+        return record, merged_columns(columns)
+
+    def restore(
+        self, launches: Sequence[tuple[LaunchRecord, Mapping[str, IntArray]]], cards: Sequence[ModelCard]
+    ) -> None:
+        """Take over launches that were measured before, so that the next one goes on from them.
+
+        Args:
+            launches: what `last_launch` returned after each, in their order; at least one.
+            cards: of the arms.
+
+        Raises:
+            BadDataError: they are not launches of this run.
+        """
+        for number, (record, columns) in enumerate(launches):
+            if record.number != number or record.timed != tuple(self._timed.tolist()) or len(record.arms) != len(cards):
+                raise BadDataError(f"launch {number + 1} of the run that was kept is another run's")
+            first = number == 0
+            pass_names = {name for name in columns if name.startswith(_PASS_COLUMNS)} if first else set[str]()
+            if first:
+                self._accuracy = AccuracyPass(
+                    columns={name: columns[name] for name in pass_names}, first_errors=record.first_errors
+                )
+            self._columns.append({name: column for name, column in columns.items() if name not in pass_names})
+            self._facts.append(list(record.arms))
+            self._activities.append(record.activity)
+            self._own_cpu_s, self.looks, self._plan = record.own_cpu_s, record.looks, record.plan
+        self._cards, self._kept = list(cards), len(self._columns)
 
     def scenario_launch(self, arms: Sequence[OpenArm], work: Callable[[], None]) -> None:
         """Run a launch of something else: `work` asks the warmed workers, which keep what they measure."""

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -269,6 +269,10 @@ class WorkerProcess:
 
     def _named(self, error: EdgebertError) -> EdgebertError:
         return type(error)(f"arm `{self._name}`: {error.what}", expected=error.expected, hint=error.hint)
+
+
+StartWorker = Callable[[str, int, Sequence[str]], WorkerProcess]
+"""Name of the arm, threads and command -> its worker; `WorkerProcess` itself, but where the link to a host must be silent."""
 
 
 def worker_environment(threads: int) -> Mapping[str, str]:

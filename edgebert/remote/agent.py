@@ -185,48 +185,12 @@ class _Call:
 
     def _checked(self, line: bytes) -> Fields:
         """Read an answer, which must be one to this very call."""
-        what = f"the answer of `{self._name}`"
-        try:
-            fields = Fields(parse_json_object(line, what=what, max_bytes=self._options.max_answer_bytes), what=what)
-            nonce = fields.text("nonce")
-        except BadDataError as error:
-            raise RefusedError(printable(error.what), expected=_plain(error.expected)) from error
-        if not secrets.compare_digest(nonce.encode(), self._nonce.encode()):
-            raise RefusedError(f"{what} is one to another call", expected="the number that this call was given")
-        return fields
+        return checked_answer(line, name=self._name, nonce=self._nonce, max_bytes=self._options.max_answer_bytes)
 
     def _usable(self, hello: Fields) -> Device:
         """Return what the device is, if it has what the agent needs."""
-        try:
-            modules = hello.fields("modules")
-            device = Device(
-                name=self._name,
-                python=hello.integers("python"),
-                executable=printable(hello.text("executable")),
-                machine=printable(hello.text("machine")),
-                modules={name: printable(modules.text(name)) for name in modules.value},
-            )
-        except BadDataError as error:
-            raise RefusedError(printable(error.what), expected=_plain(error.expected)) from error
-        if device.python[:2] < _OLDEST_PYTHON:
-            raise UnavailableError(
-                f"`{self._python}` on `{self._name}` is Python {'.'.join(map(str, device.python))}",
-                expected="Python 3.10 or newer",
-                hint="name another one with `--python`, such as `--python '~/edgebert/bin/python'`",
-            )
-        missing = [{"PIL": "Pillow"}.get(name, name) for name in ("numpy", "PIL") if name not in device.modules]
-        if not any(backend in device.modules for backend in _BACKENDS):
-            missing.append("onnxruntime")
-        if missing:
-            raise UnavailableError(
-                f"`{self._name}` has no {' and no '.join(missing)} for {device.executable}",
-                expected=f"numpy, Pillow, and one of {', '.join(_BACKENDS)}",
-                hint=f"ssh {self._destination.ssh_arguments()} 'python3 -m venv --system-site-packages ~/edgebert && "
-                f"~/edgebert/bin/pip install {' '.join(missing)}', then add `--python '~/edgebert/bin/python'`",
-            )
-        for name, version in device.modules.items():
-            if name in FLOORS and version and below_floor(name, version):
-                _log.warning("`%s` has %s %s; %s or newer is advised", self._name, name, version, FLOORS[name])
+        device = device_of_hello(hello, name=self._name)
+        check_device_is_usable(device, python=self._python, ssh_arguments=self._destination.ssh_arguments())
         return device
 
     def _answer(self, ended: Ended) -> AgentAnswer:
@@ -242,7 +206,7 @@ class _Call:
             raise RefusedError(f"the agent on `{self._name}` answers with no JSON object", expected=f"exit code {code}")
         said = answer.get("error")
         if code != 0 or said is not None:
-            raise _error_of(self._name, code, said)
+            raise error_of(self._name, code, said)
         assert self._device is not None  # whoever answers has said hello
         return AgentAnswer(device=self._device, answer=answer, sent_bytes=self._sent)
 
@@ -269,7 +233,81 @@ class _Call:
         )
 
 
-def _error_of(device: str, code: int, said: object) -> EdgebertError:
+def checked_answer(line: bytes, *, name: str, nonce: str, max_bytes: int) -> Fields:
+    """Read a line of a device.
+
+    Raises:
+        RefusedError: no JSON object, or one to another call.
+    """
+    what = f"the answer of `{name}`"
+    try:
+        fields = Fields(parse_json_object(line, what=what, max_bytes=max_bytes), what=what)
+        said = fields.text("nonce")
+    except BadDataError as error:
+        raise RefusedError(printable(error.what), expected=plain_text(error.expected)) from error
+    if not secrets.compare_digest(said.encode(), nonce.encode()):
+        raise RefusedError(f"{what} is one to another call", expected="the number that this call was given")
+    return fields
+
+
+def device_of_hello(hello: Fields, *, name: str) -> Device:
+    """Return what a device said of itself.
+
+    Raises:
+        RefusedError: it said something else.
+    """
+    try:
+        modules = hello.fields("modules")
+        return Device(
+            name=name,
+            python=hello.integers("python"),
+            executable=printable(hello.text("executable")),
+            machine=printable(hello.text("machine")),
+            modules={module: printable(modules.text(module)) for module in modules.value},
+        )
+    except BadDataError as error:
+        raise RefusedError(printable(error.what), expected=plain_text(error.expected)) from error
+
+
+def check_device_is_usable(device: Device, *, python: str, ssh_arguments: str | None) -> None:
+    """Check that a device has what edgebert needs, and warn of what is older than it should be.
+
+    Args:
+        device: what it said.
+        python: its Python, as the user named it.
+        ssh_arguments: what `ssh` takes to get there; None for this computer.
+
+    Raises:
+        UnavailableError: Python 3.10, numpy, Pillow or a backend is missing; the message holds the command that adds it.
+    """
+    name = device.name
+    if device.python[:2] < _OLDEST_PYTHON:
+        raise UnavailableError(
+            f"`{python}` on `{name}` is Python {'.'.join(map(str, device.python))}",
+            expected="Python 3.10 or newer",
+            hint="name another one with `--python`, such as `--python '~/edgebert/bin/python'`",
+        )
+    missing = [{"PIL": "Pillow"}.get(module, module) for module in ("numpy", "PIL") if module not in device.modules]
+    if not any(backend in device.modules for backend in _BACKENDS):
+        missing.append("onnxruntime")
+    if missing:
+        make = f"python3 -m venv --system-site-packages ~/edgebert && ~/edgebert/bin/pip install {' '.join(missing)}"
+        raise UnavailableError(
+            f"`{name}` has no {' and no '.join(missing)} for {device.executable}",
+            expected=f"numpy, Pillow, and one of {', '.join(_BACKENDS)}",
+            hint=f"{on_device(ssh_arguments, make)}, then add `--python '~/edgebert/bin/python'`",
+        )
+    for module, version in device.modules.items():
+        if module in FLOORS and version and below_floor(module, version):
+            _log.warning("`%s` has %s %s; %s or newer is advised", name, module, version, FLOORS[module])
+
+
+def on_device(ssh_arguments: str | None, command: str) -> str:
+    """Return what a user types to run a command on a device."""
+    return command if ssh_arguments is None else f"ssh {ssh_arguments} '{command}'"
+
+
+def error_of(device: str, code: int, said: object) -> EdgebertError:
     """Return the agent's error as one of ours, of the class that its exit code stands for."""
     kinds: dict[int, type[EdgebertError]] = {
         kind.exit_code: kind
@@ -280,6 +318,7 @@ def _error_of(device: str, code: int, said: object) -> EdgebertError:
             errors.UnavailableError,
             errors.CannotWriteError,
             errors.LockedError,
+            errors.NotComparableError,
             errors.RefusedError,
         )
     }
@@ -287,10 +326,10 @@ def _error_of(device: str, code: int, said: object) -> EdgebertError:
     if not isinstance(said, Mapping):
         return kind(f"the agent on `{device}` ended with exit code {code}")
     # Each part says whose words it is: a hint is a command that people copy, and this one is a stranger's.
-    parts = [None if text is None else f"on `{device}`: {text}" for text in map(_plain, map(said.get, _PARTS))]
+    parts = [None if text is None else f"on `{device}`: {text}" for text in map(plain_text, map(said.get, _PARTS))]
     return kind(parts[0] or f"the agent on `{device}` gives no reason", expected=parts[1], hint=parts[2])
 
 
-def _plain(text: object) -> str | None:
+def plain_text(text: object) -> str | None:
     """Return text of a device on one line, without control characters, and not too much of it."""
     return " ".join(printable(text).split())[:2000] if isinstance(text, str) else None

@@ -6,6 +6,9 @@ takes, so that this is plain Python 3.6, and only its text is used on the host.
     stdout  one line, the hello: the nonce, this Python, the modules it has, whether the wheel is kept here already
     stdin   the wheel where it is not, then what the agent reads from its stdin, to the end
     stdout  one line, the end: the nonce, the agent's exit code and its answer
+
+A session (`edgebert.remote.device_session`) takes stdin and stdout over after the wheel, for as long as the host is there. A wheel that
+came for a session alone goes with it.
 """
 
 import base64
@@ -27,6 +30,7 @@ MODULES = ("numpy", "PIL", "onnxruntime", "openvino", "tensorrt")
 GIVEN_UP = 75  # the exit code of a link that broke
 UNUSED_SECONDS = 30 * 86400.0  # after that a wheel of another version is removed
 KILLED_SECONDS = 86400.0  # after that a half-written one is
+TEMPORARY = "for-a-session"  # beside a wheel that goes with the session it came for
 
 
 class PatientStdin(io.RawIOBase):
@@ -138,8 +142,34 @@ def run_agent(words: "list[str]") -> "tuple[int, object]":
         return code or 0, None
 
 
+def run_session(nonce: str, stdin: "io.BufferedReader[PatientStdin]", path: Path, keep_wheel: bool) -> int:
+    """Serve a session and return the exit code; a wheel that no installation has asked for goes, unless it is to stay."""
+    from edgebert.remote.device_session import serve
+
+    code = serve(nonce, stdin)
+    temporary = path.parent / TEMPORARY
+    if temporary.exists() and code != GIVEN_UP:
+        temporary.unlink()
+        if not keep_wheel:
+            path.unlink()
+            for folder in (path.parent, path.parent.parent):
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break
+    return code
+
+
 def bootstrap(
-    nonce: str, wheel: str, sha256: str, size: int, silence_seconds: float, words: "list[str]", files: "dict[str, str]"
+    nonce: str,
+    wheel: str,
+    sha256: str,
+    size: int,
+    silence_seconds: float,
+    words: "list[str]",
+    files: "dict[str, str]",
+    session: bool = False,
+    keep_wheel: bool = True,
 ) -> None:
     """Say hello, keep the wheel, run the agent, say the end.
 
@@ -151,6 +181,8 @@ def bootstrap(
         silence_seconds: how long nothing may come from the host.
         words: arguments of the agent; `~/` and `--to=~/` are in the home folder, and `--NAME={NAME}` stands for one of the files.
         files: name -> content in base64, for the agent to read.
+        session: serve a session instead of running the agent.
+        keep_wheel: leave a wheel that came for a session.
     """
     place = Path.home() / ".cache" / "edgebert"
     path = place / sha256 / wheel
@@ -189,9 +221,15 @@ def bootstrap(
             }
             say(nonce=nonce, exit_code=74, answer={"error": refused})
             return
-        sys.stdin = io.TextIOWrapper(stdin)
         sys.path.insert(0, str(path))
         os.environ["PYTHONPATH"] = str(path)  # for what the agent starts
+        if session:
+            if not kept:
+                (path.parent / TEMPORARY).touch()
+            code = run_session(nonce, stdin, path, keep_wheel)
+            stack.close()
+            os._exit(code)  # a thread still waits for the host
+        sys.stdin = io.TextIOWrapper(stdin)
         home = str(Path.home())
         code, answer = run_agent(
             [word.replace("~", home, 1) if word.startswith(("~/", "--to=~/")) else word for word in words]

@@ -21,7 +21,7 @@ import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgebert._console import printable
 from edgebert.errors import LinkLostError, RefusedError, UnavailableError, UsageError
@@ -56,6 +56,7 @@ class SshOptions:
         silence_seconds: a link is lost when the other side answers nothing for so long, questions included.
         patience_seconds: for a command to start, to say its first line, and to take each piece of what it is sent. The device's SSH
             server answers our questions whatever its command does, so that `silence_seconds` says nothing of it.
+        keepalive: ask whether the other side is there; a session does so itself, and never while something is timed.
         max_answer_bytes: of what the command may say on stdout.
         max_log_bytes: of what it may say on stderr.
     """
@@ -66,6 +67,7 @@ class SshOptions:
     patience_seconds: float = 120.0
     max_answer_bytes: int = 1 << 20
     max_log_bytes: int = 64 << 20
+    keepalive: bool = True
 
     def __post_init__(self) -> None:
         for name in ("connect_seconds", "silence_seconds", "patience_seconds"):
@@ -125,13 +127,51 @@ class Ended:
     log: str
 
 
+class ByteSource(Protocol):
+    """Where the bytes of a command come from."""
+
+    async def read(self, n: int = -1) -> bytes: ...
+
+
+class ByteSink(Protocol):
+    """Where the bytes for a command go to."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def write_eof(self) -> None: ...
+
+
+class Abortable(Protocol):
+    """What can be given up at once."""
+
+    def abort(self) -> None: ...
+
+
+class RemoteProcess(Protocol):
+    """A command that runs, over SSH or over a pipe of this computer: what of asyncssh's process is used."""
+
+    @property
+    def stdin(self) -> ByteSink: ...
+    @property
+    def stdout(self) -> ByteSource: ...
+    @property
+    def stderr(self) -> ByteSource: ...
+    @property
+    def channel(self) -> Abortable: ...
+    @property
+    def exit_status(self) -> int | None: ...
+    @property
+    def exit_signal(self) -> tuple[str, bool, str, str] | None: ...
+    async def wait_closed(self) -> None: ...
+
+
 @dataclass(slots=True)
 class RemoteCommand:
     """A command that runs on a device. Its stdin is written and its stdout read through this; stderr is kept aside."""
 
     device: str
     options: SshOptions
-    process: asyncssh.SSHClientProcess[bytes]
+    process: RemoteProcess
     _received: int = 0
     _log: bytearray = field(default_factory=bytearray)
 
@@ -245,11 +285,31 @@ async def converse(
         LinkLostError: it cannot be reached, or the link broke.
         UnavailableError: its name is not known, or asyncssh is not installed.
     """
+    async with running(destination, command, options) as remote:
+        return await talked(remote, talk)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    destination: Destination, command: Sequence[str], options: SshOptions
+) -> AsyncIterator[RemoteCommand]:
+    """Run one command on a device; see `converse`."""
     ssh = require("asyncssh")
     device = str(destination)
     async with _connected(destination, options) as connection:
         try:
-            return await _talked(connection, destination, command, talk, options)
+            process = await _started(connection, destination, command, options)
+            remote = RemoteCommand(device=device, options=options, process=process)
+            try:
+                yield remote
+            except BaseException:
+                process.channel.abort()  # no more of it is wanted: the device's process gets the end of its stdin
+                if not options.keepalive:
+                    connection.abort()  # nobody else would notice a link that fell silent, and all would wait for it
+                raise
+            finally:
+                process.close()
+                await process.wait_closed()
         except (ssh.Error, OSError) as error:
             raise LinkLostError(
                 f"the link to `{device}` broke: {printable(str(error) or type(error).__name__):.200}",
@@ -257,33 +317,28 @@ async def converse(
             ) from error
 
 
-async def _talked(
-    connection: asyncssh.SSHClientConnection,
-    destination: Destination,
-    command: Sequence[str],
-    talk: Callable[[RemoteCommand], Awaitable[Ended]],
-    options: SshOptions,
-) -> Ended:
+async def _started(
+    connection: asyncssh.SSHClientConnection, destination: Destination, command: Sequence[str], options: SshOptions
+) -> asyncssh.SSHClientProcess[bytes]:
     starting = connection.create_process(quoted(command), encoding=None, request_pty=False)
     try:
-        process = await asyncio.wait_for(starting, options.patience_seconds)
+        return await asyncio.wait_for(starting, options.patience_seconds)
     except asyncio.TimeoutError as error:
         raise LinkLostError(
             f"`{destination}` has started nothing for {options.patience_seconds:g} seconds",
             hint=f"ssh {destination.ssh_arguments()} true",
         ) from error
-    remote = RemoteCommand(device=str(destination), options=options, process=process)
+
+
+async def talked(remote: RemoteCommand, talk: Callable[[RemoteCommand], Awaitable[Ended]]) -> Ended:
+    """Talk with a command while what it writes to stderr is read."""
     tasks = [asyncio.ensure_future(talk(remote)), asyncio.ensure_future(remote.drain_log())]
     try:
         ended, _ = await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
-        process.channel.abort()  # no more of it is wanted: the device's process gets the end of its stdin
         raise
-    finally:
-        process.close()
-        await process.wait_closed()
     assert isinstance(ended, Ended)
     return ended
 
@@ -364,7 +419,7 @@ async def _settings(destination: Destination, options: SshOptions) -> asyncssh.S
             kbdint_auth=False,
             connect_timeout=options.connect_seconds,
             login_timeout=options.connect_seconds,
-            keepalive_interval=options.silence_seconds / 4,
+            keepalive_interval=options.silence_seconds / 4 if options.keepalive else 0,
             keepalive_count_max=3,
         )
         return settings

@@ -31,6 +31,7 @@ from edgebert.bench.report.table import count_text, size_text
 from edgebert.card import check_class_names
 from edgebert.data import DataOptions, load_dataset
 from edgebert.errors import UnavailableError, UsageError
+from edgebert.export.place import Place
 from edgebert.fingerprint import machine
 from edgebert.manifest import Precision
 from edgebert.preprocess import MAX_SIDE, Preprocessing, Resize
@@ -45,7 +46,15 @@ from edgebert.train.sizing_cost import (
     next_candidates,
     spread_anchors,
 )
-from edgebert.train.sizing_measure import MAX_OTHER_BUSY, PRECISIONS, Latency, Setting, Timing, Workshop
+from edgebert.train.sizing_measure import (
+    MAX_OTHER_BUSY,
+    PRECISIONS,
+    Latency,
+    MeasureArms,
+    Setting,
+    Timing,
+    Workshop,
+)
 
 _log = logging.getLogger("edgebert")
 
@@ -270,7 +279,26 @@ Latency needs no training, accuracy does: none of these has learnt anything yet.
         )
 
 
-def sizes_from_data(data: str, options: SizeOptions, output: Path | None = None) -> SizeReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizePlace:
+    """Another computer that candidates are measured on: a device of `edgebert.remote.size`.
+
+    Attributes:
+        place: that builds and answers them.
+        measure_arms: that measures them.
+        environment: of it.
+        cores: its physical cores.
+    """
+
+    place: Place
+    measure_arms: MeasureArms
+    environment: Environment
+    cores: int
+
+
+def sizes_from_data(
+    data: str, options: SizeOptions, output: Path | None = None, elsewhere: SizePlace | None = None
+) -> SizeReport:
     """Measure untrained students on the target and propose the largest inside the budget.
 
     Args:
@@ -278,6 +306,7 @@ def sizes_from_data(data: str, options: SizeOptions, output: Path | None = None)
             splits, its test split is not touched.
         options: how.
         output: a `.json` file for the table; None for none.
+        elsewhere: the device that is the target; None for this computer.
 
     Raises:
         UnavailableError: the target cannot run here; found out before any image is read.
@@ -289,7 +318,10 @@ def sizes_from_data(data: str, options: SizeOptions, output: Path | None = None)
     if output is not None:
         check_file_is_free(output, force=options.force)
     target = resolve_target(options.target)
-    _check_runs_here(target)
+    if elsewhere is None:
+        _check_runs_here(target)
+    else:
+        elsewhere.place.check(target)
     dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped))
     check_class_names(dataset.class_names)
     classes = len(dataset.class_names)
@@ -309,13 +341,16 @@ def sizes_from_data(data: str, options: SizeOptions, output: Path | None = None)
         ),
         calibration_images=options.calibration_images,
         timed_images=options.timed_images,
-        threads=options.threads or physical_cores(),
+        threads=options.threads or (physical_cores() if elsewhere is None else elsewhere.cores),
         seed=options.seed,
     )
     _log.info("%s", dataset.summary())
     _log.info("latency needs no training, accuracy does: the candidates are untrained")
     with tempfile.TemporaryDirectory(prefix="edgebert-size-") as folder:
-        workshop = Workshop(setting, Path(folder))
+        if elsewhere is None:
+            workshop = Workshop(setting, Path(folder))
+        else:
+            workshop = Workshop(setting, Path(folder), place=elsewhere.place, measure_arms=elsewhere.measure_arms)
         limit_s = 60 * options.max_minutes - (time.monotonic() - started)
         found = search(candidates, workshop.measure, options.budget_ms, limit_s=limit_s, fixed=bool(options.shapes))
         calibrating, timed = workshop.counts
@@ -333,7 +368,7 @@ def sizes_from_data(data: str, options: SizeOptions, output: Path | None = None)
         calibration_images=calibrating,
         timed_images=timed,
         minutes=(time.monotonic() - started) / 60,
-        environment=read_environment(),
+        environment=read_environment() if elsewhere is None else elsewhere.environment,
         path=output,
     )
     if output is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,12 +39,13 @@ from edgebert.examples import MIN_EXAMPLES, ExampleImage, example_images
 from edgebert.export.forms import form_from_graph
 from edgebert.export.graph import ExportOptions, graph_from_checkpoint
 from edgebert.export.metadata import bytes_of_model, parse_graph, with_metadata, without_examples
+from edgebert.export.place import HERE, Place
 from edgebert.export.rules import check_int8_graph
 from edgebert.manifest import GRAPH_FILE, BundleForm, Canary, Manifest, Precision, engine_name, tolerance_of
 from edgebert.models.checkpoint import new_model, parameter_count, save_checkpoint
 from edgebert.preprocess import Preprocessing, load_batch
 from edgebert.runtime.pipeline import tensor_sha256
-from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
+from edgebert.runtime.runner import InputSpec
 from edgebert.target import Target
 
 _log = logging.getLogger("edgebert")
@@ -121,6 +122,10 @@ class Setting:
     seed: int
 
 
+MeasureArms = Callable[[Sequence[ArmRequest], Selection, BenchOptions], "tuple[dict[str, Latency], float | None]"]
+"""Arms, images and options -> the latency of each arm by name, and the share of the processors that other programs used."""
+
+
 class Workshop:
     """Builds each shape once, and measures any of them together.
 
@@ -128,9 +133,19 @@ class Workshop:
         setting: see `Setting`.
         folder: temporary; bundles and samples lie there.
         worker_command: what runs an arm; tests give their own.
+        place: the computer that the candidates are for, and answered on.
+        measure_arms: measures there; with worker processes of this computer if None.
     """
 
-    def __init__(self, setting: Setting, folder: Path, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        folder: Path,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        place: Place = HERE,
+        measure_arms: MeasureArms | None = None,
+    ) -> None:
+        self._place, self._measure_arms = place, measure_arms
         dataset = setting.dataset
         timed = dataset.val if len(dataset.val) >= MIN_EXAMPLES else dataset.train
         chosen = calibration_examples(dataset, setting.calibration_images)
@@ -218,7 +233,7 @@ class Workshop:
         graphs: dict[Precision, bytes] = {"fp32": content, "int8": _quantised(content, card, self._calibration)}
         for precision, portable in graphs.items():
             path = self._path(shape, precision)
-            write_candidate_bundle(path, portable, card, precision, setting.target, self._examples)
+            write_candidate_bundle(path, portable, card, precision, setting.target, self._examples, self._place)
         return parameter_count(model)
 
     def _latencies(self, requests: Sequence[ArmRequest]) -> tuple[dict[str, Latency], float | None]:
@@ -244,6 +259,8 @@ class Workshop:
             threads=setting.threads,
             seed=setting.seed % 2**32,
         )
+        if self._measure_arms is not None:
+            return self._measure_arms(requests, selection, options)
         return measured_latencies(requests, selection, options, self._worker_command)
 
 
@@ -279,13 +296,22 @@ def measured_latencies(
         finally:
             for worker in workers:
                 worker.close()
+    return latencies_of_session(session, [request.name for request in requests])
+
+
+def latencies_of_session(session: Session, names: Sequence[str]) -> tuple[dict[str, Latency], float | None]:
+    """Return what `measured_latencies` does, of a session that was measured.
+
+    Raises:
+        EdgebertError: a query failed.
+    """
     (before, after), *_ = session.activities
     other_busy = other_busy_ratio(before, after, session.own_cpu_s)
     if other_busy is not None and other_busy > MAX_OTHER_BUSY:
         _log.warning(
             "other programs used %.0f %% of the processors while timing: latencies are too high", 100 * other_busy
         )
-    return {request.name: _latency(session, index, request.name) for index, request in enumerate(requests)}, other_busy
+    return {name: _latency(session, index, name) for index, name in enumerate(names)}, other_busy
 
 
 def write_candidate_bundle(
@@ -295,6 +321,7 @@ def write_candidate_bundle(
     precision: Precision,
     target: Target,
     examples: Sequence[ExampleImage],
+    place: Place = HERE,
 ) -> None:
     """Compile a graph for a target and write it as a bundle, which holds what a shipped one holds.
 
@@ -308,13 +335,12 @@ def write_candidate_bundle(
         precision: of the graph.
         target: one that can run here.
         examples: at least three; they become the canaries.
+        place: the computer that it is for, built by and answered on.
     """
-    form = form_from_graph(graph, target)
+    form = form_from_graph(graph, target, place.builder)
     tensors = load_batch([example.png for example in examples], card.preprocessing)
     spec = InputSpec(height=card.preprocessing.height, width=card.preprocessing.width, classes=len(card.class_names))
-    options = RunnerOptions(device=form.device, threads=1, disabled_optimizers=form.disabled_optimizers)
-    with open_runner(form.backend, ModelSource(spec=spec, files=form.files), options) as runner:
-        rows = np.concatenate([runner.infer(tensor[np.newaxis]) for tensor in tensors])  # (examples, classes)
+    rows = place.answers(form.backend, form.device, form.files, form.disabled_optimizers, spec, tensors)
     if not np.isfinite(rows).all():
         raise EdgebertError(f"`{path.name}` answers with numbers that are not finite", expected="finite logits")
     engine = engine_name(form.backend, form.device)

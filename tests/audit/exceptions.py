@@ -295,6 +295,13 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
     Exemption(
         "exec",
+        "*+device-py3-none-any.whl/*",
+        by="runpy",
+        test="tests/remote/",
+        why="the workers and the sampler of a device that is benched run from the same wheel",
+    ),
+    Exemption(
+        "exec",
         "<string>",
         by="__main__",
         test="tests/remote/",
@@ -305,6 +312,13 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         "*/python-with-a-difference",
         test="tests/remote/",
         why="a device whose Python is too old, or has no numpy: written by the test",
+    ),
+    Exemption(
+        "program",
+        "*/python-with-a-difference",
+        by="asyncio.unix_events",
+        test="tests/remote/test_remote_hostile.py",
+        why="a device that lies: a program that the test has written, over a pipe",
     ),
     Exemption(
         "uncovered",

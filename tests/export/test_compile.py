@@ -175,7 +175,7 @@ def test_compile_refuses_a_device_that_is_not_here_before_work(
 def test_compile_refuses_a_form_for_another_processor(
     toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compile_module, "machine", lambda: "aarch64")
+    monkeypatch.setattr("edgebert.export.place.machine", lambda: "aarch64")
     with pytest.raises(UnavailableError, match="aarch64"):
         bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions(targets=("intel-cpu",)))
 
@@ -243,7 +243,7 @@ def test_compile_leaves_nothing_behind_when_the_self_test_fails(
         assert (folder / "SHA256SUMS").exists()
         raise RefusedError(f"`{target}` answers wrongly")
 
-    monkeypatch.setattr(compile_module, "Classifier", refuse)
+    monkeypatch.setattr("edgebert.export.place.Classifier", refuse)
     with pytest.raises(RefusedError):
         bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["toy.onnx"]
@@ -343,7 +343,7 @@ def test_a_narrow_decision_is_warned_of(toy: Any, tmp_path: Path, caplog: pytest
 def _with_other_weights(toy: Any) -> Callable[..., CompiledForm]:
     """Return a compiler that makes another model of every graph."""
 
-    def compile_wrongly(graph: bytes, target: Any) -> CompiledForm:
+    def compile_wrongly(graph: bytes, target: Any, _builder: Any) -> CompiledForm:
         form = form_from_graph(graph, target)
         return replace(form, files={"model.onnx": toy.graph()})
 
@@ -384,7 +384,7 @@ def test_answers_are_recorded_with_one_thread(toy_graph: Path, tmp_path: Path, m
         threads.append(options.threads)
         return open_runner(backend, source, options)
 
-    monkeypatch.setattr(compile_module, "open_runner", spy)
+    monkeypatch.setattr("edgebert.export.place.open_runner", spy)
     bundle_from_graph(toy_graph, tmp_path / "toy.edgebert", CompileOptions())
     assert threads
     assert set(threads) == {1}

@@ -441,7 +441,7 @@ def test_compile_auto_leaves_neither_bundle_nor_report_when_the_self_test_fails(
     def refuse(*_: Any, **__: Any) -> None:
         raise EdgebertError("answers wrongly")
 
-    monkeypatch.setattr(compile_module, "Classifier", refuse)
+    monkeypatch.setattr("edgebert.export.place.Classifier", refuse)
     with pytest.raises(EdgebertError, match="answers wrongly"):
         bundle_from_graph(
             digits_pair.int8, tmp_path / "d.edgebert", _options(digits_pair, report=tmp_path / "why.html")

@@ -23,7 +23,7 @@ from edgebert.bench.arms import ArmRequest
 from edgebert.bench.codec import from_json
 from edgebert.bench.images import write_images
 from edgebert.bench.schema import ColdStart, Spread
-from edgebert.bench.worker_process import WORKER_COMMAND, WorkerProcess
+from edgebert.bench.worker_process import WORKER_COMMAND, StartWorker, WorkerProcess
 from edgebert.preprocess import RgbImage
 
 _TIMEOUT_S = 900.0
@@ -48,6 +48,7 @@ def cold_starts(
     count: int,
     cpus: Sequence[int] = (),
     worker_command: Sequence[str] = WORKER_COMMAND,
+    start_worker: StartWorker = WorkerProcess,
 ) -> ColdStart:
     """Start an arm `count` times.
 
@@ -62,6 +63,7 @@ def cold_starts(
         count: at least 1.
         cpus: processors that the processes may use; empty for all.
         worker_command: what runs an arm; tests give their own.
+        start_worker: starts it.
 
     Raises:
         EdgebertError: a process failed.
@@ -83,7 +85,7 @@ def cold_starts(
         for _ in range(count):
             dropped.append(drop_pages(files))
             started = time.monotonic_ns()
-            with WorkerProcess(arm.name, threads, worker_command) as worker:
+            with start_worker(arm.name, threads, worker_command) as worker:
                 answer = worker.ask("first", request, timeout_s=_TIMEOUT_S)
             starts.append((started, from_json(Moments, answer.value, what=answer.what)))
             progress.advance()

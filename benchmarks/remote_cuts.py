@@ -1,0 +1,254 @@
+"""Links cut at every position of `bench --host`: a correct verdict, no orphan, and no partial result that calls itself complete.
+
+    python benchmarks/remote_cuts.py
+    python benchmarks/remote_cuts.py --positions 12 --silent 2
+
+A device on the loopback (an SSH server that runs the commands in a home folder of its own, or sshd with `benchmarks/remote_sshd.py`) is
+benched through a proxy that resets the connection after so many bytes of both directions together: from the first byte of the
+handshake to the last of the answer. Half of the positions lie in a run for which everything has to be sent, a quarter of them in the
+handshake; the other half in a run whose wheel, bundle and images are on the device already, so that they fall into the measuring. At
+`--silent` of the positions nothing is handed on any more instead, as a pulled cable does.
+
+After each cut it is checked that the call said so (LinkLostError, exit code 75) or had succeeded; that a result is there only where it
+had, whole and following from its samples; that what is kept of the run is complete launches; that no process of the device, of
+whatever session, is left after ten seconds; and, at every `--resume-every`-th position and wherever launches were kept, that the
+run goes on with `--resume` to a result that holds.
+
+Twenty seconds a position on two busy cores. Prints one summary line, and returns 1 where anything of it did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from _ssh_device import CuttingProxy, SshDevice, as_host, processes_of
+from _tiny_bundles import linear
+from PIL import Image
+
+from edgebert.bench.comparison.validation import check_result
+from edgebert.bench.options import BenchOptions
+from edgebert.bench.result import read_result
+from edgebert.bundle import read_bundle
+from edgebert.errors import EdgebertError, LinkLostError
+from edgebert.remote.bench import bench_on
+from edgebert.remote.run_folder import RunFolder
+from edgebert.remote.ssh import SshOptions
+from edgebert.remote.transport import transport_of
+
+SSH = SshOptions(connect_seconds=15, silence_seconds=2)
+ORPHAN_SECONDS = 10.0
+HANDSHAKE_BYTES = 8 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One cut and what was seen.
+
+    Attributes:
+        after_bytes: where.
+        kept: whether wheel, bundle and images were on the device already.
+        silent: nothing was handed on any more, instead of a reset.
+        said: `lost`, or `done` where the answer had come through.
+        seconds: until the call ended.
+        launches: complete, and kept for `--resume`.
+        resumed: whether the run was taken up again.
+        wrong: what did not hold.
+    """
+
+    after_bytes: int
+    kept: bool
+    silent: bool
+    said: str
+    seconds: float
+    launches: int
+    resumed: bool
+    wrong: tuple[str, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sweep and return 1 where something did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--positions", type=int, default=200)
+    parser.add_argument("--silent", type=int, default=20, help="of the positions, those where the link falls silent")
+    parser.add_argument("--resume-every", type=int, default=10)
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the device's Python")
+    parser.add_argument("--json", type=Path, help="write every cut there")
+    given = parser.parse_args(arguments)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it notes every write to a link that was cut
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        as_host(work / "host")
+        with SshDevice(home=work / "device", host_home=work / "host", python=given.python) as device:
+            cuts = swept(work, device, given.positions, given.silent, given.resume_every)
+    if given.json:
+        given.json.write_text(json.dumps([asdict(cut) for cut in cuts], indent=1) + "\n", encoding="utf-8")
+    wrong = [cut for cut in cuts if cut.wrong]
+    for cut in wrong:
+        print(f"cut after {cut.after_bytes:,} bytes: {'; '.join(cut.wrong)}")
+    done, resumed = sum(cut.said == "done" for cut in cuts), sum(cut.resumed for cut in cuts)
+    print(
+        f"{len(cuts)} cuts ({sum(cut.silent for cut in cuts)} of them silent): {len(wrong)} wrong; {done} had come through, "
+        f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end; "
+        f"told after {max(cut.seconds for cut in cuts):.1f} s at most"
+    )
+    return 1 if wrong else 0
+
+
+def some_images(folder: Path, class_names: Sequence[str]) -> Path:
+    """Make a folder of noise for each class, and return it."""
+    generator = np.random.default_rng(0)
+    for name in class_names:
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+def swept(
+    work: Path, device: SshDevice, positions: int, silent: int, resume_every: int, *, home: Path | None = None
+) -> list[Cut]:
+    """Cut at so many positions, half of them with everything to be sent."""
+    work.mkdir(exist_ok=True)
+    sweep = Sweep(work, device, home or work / "host")
+    every = max(1, positions // silent) if silent else positions + 1
+    fresh, kept = positions - positions // 2, positions // 2
+    places = [(after, False) for after in _positions(sweep.whole(keep=False), fresh)]
+    places += [(after, True) for after in _positions(sweep.whole(keep=True), kept)]
+    return [
+        sweep.cut(
+            after, keep=keep, silent=number % every == every - 1, resume=number % resume_every == resume_every - 1
+        )
+        for number, (after, keep) in enumerate(places)
+    ]
+
+
+def _positions(whole: int, count: int) -> list[int]:
+    """Return where to cut: a quarter of the positions in the handshake, the others over all bytes, the last one included."""
+    first = count // 4
+    rest = count - first
+    handshake = [1 + HANDSHAKE_BYTES * number // max(1, first) for number in range(first)]
+    return sorted(handshake + [max(1, whole * (number + 1) // rest - 1) for number in range(rest)])
+
+
+class Sweep:
+    """Benches one device again and again."""
+
+    def __init__(self, work: Path, device: SshDevice, home: Path) -> None:
+        self._work, self._device = work, device
+        self._known = home / ".ssh/known_hosts"
+        self._bundle = linear(1).write(work / "a.edgebert")
+        card = read_bundle(self._bundle).manifest.card
+        images = some_images(work / "images", card.class_names)
+        self._options = BenchOptions(
+            data=str(images),
+            targets=("cpu",),
+            launches=2,
+            queries=40,
+            seconds=0.2,
+            max_warmup_seconds=0.0,
+            threads=1,
+            force=True,
+        )
+        self._output = work / "result.json"
+        self._run = RunFolder.beside(self._output)
+
+    def whole(self, *, keep: bool) -> int:
+        """Return how many bytes a run passes in all."""
+        self._forget(keep=keep)
+        if keep:
+            self._bench(self._device.port, keep=True)
+        with CuttingProxy(self._device.port, None) as proxy:
+            self._bench(proxy.port, keep=keep)
+            return proxy.passed
+
+    def cut(self, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Cut:
+        """Cut one run, look, and take it up again where launches were kept or `resume` asks for it."""
+        wrong: list[str] = []
+        self._forget(keep=keep)
+        started = time.monotonic()
+        with CuttingProxy(self._device.port, after_bytes, hang=silent) as proxy:
+            try:
+                self._bench(proxy.port, keep=keep)
+                said = "done"
+            except LinkLostError:
+                said = "lost"
+            except EdgebertError as error:
+                said = "lost"
+                wrong.append(f"{type(error).__name__}: {error.what}")
+            seconds = time.monotonic() - started
+            if not self._ends():
+                wrong.append(f"something still runs {ORPHAN_SECONDS:g} s later")
+        wrong += self._wrong_result(said)
+        launches = len(self._run.launches()) if self._run.path.exists() else 0
+        again = said == "lost" and (launches > 0 or resume) and self._run.path.exists()
+        if again:
+            wrong += self._wrong_resume(keep=keep)
+        return Cut(
+            after_bytes=after_bytes,
+            kept=keep,
+            silent=silent,
+            said=said,
+            seconds=seconds,
+            launches=launches,
+            resumed=again,
+            wrong=tuple(wrong),
+        )
+
+    def _wrong_result(self, said: str) -> list[str]:
+        if said == "lost":
+            return [f"a result is there: {self._output.name}"] if self._output.exists() else []
+        try:
+            check_result(self._output)
+        except EdgebertError as error:
+            return [f"done, and {error.what}"]
+        return ["done, and marked partial"] if read_result(self._output).status.partial else []
+
+    def _wrong_resume(self, *, keep: bool) -> list[str]:
+        try:
+            self._bench(self._device.port, keep=keep, resume=self._run.path)
+            check_result(self._output)
+        except EdgebertError as error:
+            return [f"--resume: {error.what}"]
+        if self._run.path.exists():
+            return ["the run is still there after its result"]
+        return []
+
+    def _forget(self, *, keep: bool) -> None:
+        self._run.remove()
+        for left in self._work.glob("result*"):
+            left.unlink()
+        if not keep:
+            shutil.rmtree(self._device.home / ".cache", ignore_errors=True)
+
+    def _bench(self, port: int, *, keep: bool, resume: Path | None = None) -> None:
+        self._known.unlink(missing_ok=True)
+        self._device.trust(self._known)
+        self._device.trust(self._known, port=port)
+        # One name for the device, whatever proxy leads to it: `--resume` is for the same device.
+        config = f"Host device\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n"
+        (self._known.parent / "config").write_text(config, encoding="utf-8")
+        bench_on(transport_of("device"), [self._bundle], self._output, self._options, resume=resume, keep=keep, ssh=SSH)
+
+    def _ends(self) -> bool:
+        until = time.monotonic() + ORPHAN_SECONDS
+        while processes_of(self._device.home):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

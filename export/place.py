@@ -1,0 +1,119 @@
+"""Where a graph is compiled and asked: this computer, or a device that does it for us (`edgebert.remote.compile`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebert.errors import UnavailableError
+from edgebert.export.forms import HERE as BUILDER_HERE
+from edgebert.export.forms import Builder, machine_of
+from edgebert.fingerprint import machine
+from edgebert.runtime import instructions
+from edgebert.runtime.classifier import Classifier
+from edgebert.runtime.instructions import Int8Instructions
+from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
+from edgebert.target import Target
+
+_log = logging.getLogger("edgebert")
+
+Rows = NDArray[np.float32]  # (images, classes)
+
+
+class Place(Protocol):
+    """What `compile` and `size` ask of the computer that the forms are for."""
+
+    @property
+    def builder(self) -> Builder:
+        """What builds forms there."""
+        ...
+
+    def check(self, target: Target) -> None:
+        """Return only where a target can be compiled for and run there.
+
+        Raises:
+            UnavailableError: it cannot.
+        """
+        ...
+
+    def has(self, backend: str) -> None:
+        """Return only where a backend runs on the CPU there.
+
+        Raises:
+            UnavailableError: it does not.
+        """
+        ...
+
+    def int8(self, backend: str) -> Int8Instructions:
+        """Return what a backend multiplies int8 with there."""
+        ...
+
+    def answers(
+        self,
+        backend: str,
+        device: str,
+        files: Mapping[str, bytes],
+        disabled_optimizers: tuple[str, ...],
+        spec: InputSpec,
+        tensors: NDArray[np.uint8],
+    ) -> Rows:
+        """Return float32 (images, classes): what a model answers there, one image at a time and on one thread."""
+        ...
+
+    def opens(self, folder: Path, target: str) -> bool:
+        """Open one form of a bundle there, as a user would; False where it cannot run there.
+
+        Raises:
+            RefusedError: it answers a canary otherwise.
+        """
+        ...
+
+
+class _Here:
+    """This computer."""
+
+    builder: Builder = BUILDER_HERE
+
+    def check(self, target: Target) -> None:
+        check_device(target.backend, target.device)
+        if machine_of(target) != machine():
+            raise UnavailableError(
+                f"`{target.name}` needs an {machine_of(target)} processor, and this computer has {machine()}",
+                expected="a target of this computer, such as `cpu`",
+                hint="edgebert targets",
+            )
+
+    def has(self, backend: str) -> None:
+        check_device(backend, "CPU")
+
+    def int8(self, backend: str) -> Int8Instructions:
+        return instructions.int8_instructions(backend)
+
+    def answers(
+        self,
+        backend: str,
+        device: str,
+        files: Mapping[str, bytes],
+        disabled_optimizers: tuple[str, ...],
+        spec: InputSpec,
+        tensors: NDArray[np.uint8],
+    ) -> Rows:
+        options = RunnerOptions(device=device, threads=1, disabled_optimizers=disabled_optimizers)
+        with open_runner(backend, ModelSource(spec=spec, files=files), options) as runner:
+            return np.concatenate([runner.infer(tensor[np.newaxis]) for tensor in tensors])
+
+    def opens(self, folder: Path, target: str) -> bool:
+        try:
+            Classifier(folder, target=target).close()
+        except UnavailableError as error:
+            _log.info("the form for `%s` is kept unverified: %s", target, error.what)
+            return False
+        return True
+
+
+HERE: Place = _Here()
