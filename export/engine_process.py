@@ -22,8 +22,9 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from edgebert._json import Fields, JsonObject
+from edgebert._out_of_memory import says_out_of_memory
 from edgebert._progress import Progress
-from edgebert.bench.out_of_memory import oom_kills, says_out_of_memory
+from edgebert.bench.out_of_memory import oom_kills
 from edgebert.bench.protocol import error_from_message, read_message, write_message
 from edgebert.bench.worker_process import worker_environment
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
