@@ -216,18 +216,20 @@ class MicroBatches:
         """Return whether there is a place, which there will not be after the end."""
         turn: threading.Lock | None = None
         try:
+            # Here, as Python 3.11 takes an interrupt at a loop's jump back for one of the instruction before the loop.
+            limit = self._options.max_queue
             while True:
                 with self._lock:
                     if self._closing:
                         return False
-                    if self._places < self._options.max_queue:
+                    if self._places < limit:
                         self._take_place(request)
                         return True
                     left = until - monotonic()
                     if left <= 0:
                         raise QueueFullError(
                             f"{self._places} images wait for an answer",
-                            expected=f"at most {self._options.max_queue}, `max_queue` of the Classifier",
+                            expected=f"at most {limit}, `max_queue` of the Classifier",
                             hint="submit less often, or give a longer `timeout`",
                         )
                     if turn is None or turn not in self._turns:  # a wait may end early, and then goes on
