@@ -183,7 +183,8 @@ class Fuzzer:
         return folder
 
     def _spoil(self, folder: Path, action: int, which: int, value: int) -> None:
-        entries = sorted(path for path in folder.rglob("*") if not path.is_symlink() or path.is_file())
+        # No pipes, which an earlier action may have made: whoever opens one waits for ever.
+        entries = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_dir())
         if not entries:
             return
         path = entries[which % len(entries)]
@@ -199,7 +200,7 @@ class Fuzzer:
             lambda: path.chmod(value),
             lambda: (path.unlink(), path.mkdir()),
             lambda: (path.unlink(), path.hardlink_to(entries[value % len(entries)])),
-            lambda: path.write_bytes(b"signed") if value % 2 else (folder / "SHA256SUMS.sig").write_bytes(b"s" * value),
+            lambda: path.write_bytes(b"signed") if value % 2 else _sign(folder, b"s" * value),
         )
         try:
             actions[action % len(actions)]()
@@ -213,6 +214,12 @@ class Fuzzer:
         archive = b"".join(archive_pieces(self._files))
         contents = (self._files["manifest.json"], self._files["SHA256SUMS"], archive, b"\x0b\0\0", b"\0\xf1\0")
         return [bytes([kind]) + content for kind, content in enumerate(contents)]
+
+
+def _sign(folder: Path, signature: bytes) -> None:
+    path = folder / "SHA256SUMS.sig"
+    path.unlink(missing_ok=True)
+    path.write_bytes(signature)
 
 
 def run_mutator(fuzzer: Fuzzer, seconds: float, runs: int, seed: int) -> None:
