@@ -379,12 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("every", *ENGINES), default="every")
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--limit", type=float, default=1.0, help="seconds of processor time for an input")
-    parser.add_argument(
-        "--mib",
-        type=float,
-        default=512.0,
-        help="of memory, for a process; the engines keep 100 to 200 of it themselves",
-    )
+    parser.add_argument("--mib", type=float, default=256.0, help="of memory, for a process; the engines keep about 100")
     parser.add_argument("--findings", type=Path, default=ROOT / "runs" / "fuzz-findings")
     parser.add_argument("--replay", type=Path, help="one input, and nothing else")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
