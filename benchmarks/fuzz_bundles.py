@@ -183,7 +183,8 @@ class Fuzzer:
         return folder
 
     def _spoil(self, folder: Path, action: int, which: int, value: int) -> None:
-        entries = sorted(path for path in folder.rglob("*") if not path.is_symlink() or path.is_file())
+        # No pipes, which an earlier action may have made: whoever opens one waits for ever.
+        entries = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_dir())
         if not entries:
             return
         path = entries[which % len(entries)]
@@ -199,7 +200,7 @@ class Fuzzer:
             lambda: path.chmod(value),
             lambda: (path.unlink(), path.mkdir()),
             lambda: (path.unlink(), path.hardlink_to(entries[value % len(entries)])),
-            lambda: path.write_bytes(b"signed") if value % 2 else (folder / "SHA256SUMS.sig").write_bytes(b"s" * value),
+            lambda: path.write_bytes(b"signed") if value % 2 else _sign(folder, b"s" * value),
         )
         try:
             actions[action % len(actions)]()
@@ -215,6 +216,15 @@ class Fuzzer:
         return [bytes([kind]) + content for kind, content in enumerate(contents)]
 
 
+def _sign(folder: Path, signature: bytes) -> None:
+    path = folder / "SHA256SUMS.sig"
+    path.unlink(missing_ok=True)
+    path.write_bytes(signature)
+
+
+_MOST_KEPT = 256  # mutated inputs to mutate further; 64 KiB each at most, since memory is looked at
+
+
 def run_mutator(fuzzer: Fuzzer, seconds: float, runs: int, seed: int) -> None:
     """Mutate the seeds, and what was made of them, at random."""
     rng = random.Random(seed)
@@ -227,8 +237,12 @@ def run_mutator(fuzzer: Fuzzer, seconds: float, runs: int, seed: int) -> None:
         for _ in range(rng.randint(1, 6)):
             _mutate(data, pool, rng)
         fuzzer.check(bytes(data))
-        if data and rng.random() < 0.02 and len(pool) < 2_000:
-            pool.append(bytes(data[: 1 << 16]))
+        if data and rng.random() < 0.02:
+            made = bytes(data[: 1 << 16])
+            if len(pool) < _MOST_KEPT:
+                pool.append(made)
+            else:
+                pool[rng.randrange(len(fuzzer.seeds()), _MOST_KEPT)] = made
 
 
 def _mutate(data: bytearray, pool: Sequence[bytes], rng: random.Random) -> None:
@@ -365,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("every", *ENGINES), default="every")
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--limit", type=float, default=1.0, help="seconds of processor time for an input")
-    parser.add_argument("--mib", type=float, default=256.0, help="of memory, for a process")
+    parser.add_argument("--mib", type=float, default=256.0, help="of memory, for a process; the engines keep about 100")
     parser.add_argument("--findings", type=Path, default=ROOT / "runs" / "fuzz-findings")
     parser.add_argument("--replay", type=Path, help="one input, and nothing else")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

@@ -22,7 +22,7 @@ ITEMS = (
     ),
     Item(
         "swaps",
-        "1,000 swaps under load for each backend: 0 failed, 0 mixed answers, memory flat (at most 2 % of the resident set, after 500 more to warm up)",
+        "1,000 swaps under load for each backend: 0 failed, 0 mixed answers, memory flat (at most 2 % of the resident set, one thread a model, after 500 more to warm up)",
         ("benchmarks/runtime_soak.py", "swaps"),
     ),
     Item(

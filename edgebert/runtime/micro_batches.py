@@ -170,6 +170,7 @@ class MicroBatches:
         self._closing = False
         self._cancels = False  # what is taken is cancelled instead of run
         self._worker: threading.Thread | None = None
+        self._works = False  # whether it has begun
         _live.add(self)
 
     @property
@@ -216,18 +217,20 @@ class MicroBatches:
         """Return whether there is a place, which there will not be after the end."""
         turn: threading.Lock | None = None
         try:
+            # Here, as Python 3.11 takes an interrupt at a loop's jump back for one of the instruction before the loop.
+            limit = self._options.max_queue
             while True:
                 with self._lock:
                     if self._closing:
                         return False
-                    if self._places < self._options.max_queue:
+                    if self._places < limit:
                         self._take_place(request)
                         return True
                     left = until - monotonic()
                     if left <= 0:
                         raise QueueFullError(
                             f"{self._places} images wait for an answer",
-                            expected=f"at most {self._options.max_queue}, `max_queue` of the Classifier",
+                            expected=f"at most {limit}, `max_queue` of the Classifier",
                             hint="submit less often, or give a longer `timeout`",
                         )
                     if turn is None or turn not in self._turns:  # a wait may end early, and then goes on
@@ -244,10 +247,23 @@ class MicroBatches:
 
     def _take_place(self, request: Request) -> None:
         if self._worker is None:
-            self._worker = _started(self)
+            self._start_worker()
         self._reserved.add(request)
         self._announced.discard(request)
         self._tally.queued(self.depth)
+
+    def _start_worker(self) -> None:
+        self._worker = worker = threading.Thread(target=self.work, name="edgebert-micro-batches", daemon=True)
+        try:
+            worker.start()
+        except BaseException as error:
+            # It may be on its way all the same, if this was interrupted; the next image starts another one, and `work` chooses.
+            self._worker = None
+            if isinstance(error.__context__, KeyboardInterrupt):  # `start` was left without its own lock
+                raise error.__context__ from None
+            if isinstance(error, RuntimeError):
+                raise ClosedError(f"no thread can be started to answer submitted images: {error}") from error
+            raise
 
     def _call_next(self) -> None:
         """Wake as many of those that wait for room as there is room for; counted, so that no call can get lost."""
@@ -326,8 +342,9 @@ class MicroBatches:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the worker to end, unless this is the worker itself."""
-        if self._worker is not None and self._worker is not threading.current_thread():
-            self._worker.join(timeout)
+        worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join(timeout)
 
     def drop_places(self) -> None:
         """Expect no image any more that is being decoded: the threads that do it are stopped when the interpreter ends."""
@@ -347,6 +364,16 @@ class MicroBatches:
 
     def work(self) -> None:
         """Answer batch after batch until closed and empty; the worker's whole life."""
+        with self._lock:
+            if self._works:  # another one, whose start was interrupted when it was on its way already
+                return
+            self._works, self._worker = True, threading.current_thread()
+        try:
+            self._answer_all()
+        finally:
+            self._works = False
+
+    def _answer_all(self) -> None:
         while batch := self._next_batch():
             try:
                 self._answer(batch)
@@ -487,15 +514,6 @@ def _taken_lock() -> threading.Lock:
     lock = threading.Lock()
     lock.acquire()
     return lock
-
-
-def _started(queue: MicroBatches) -> threading.Thread:
-    worker = threading.Thread(target=queue.work, name="edgebert-micro-batches", daemon=True)
-    try:
-        worker.start()
-    except RuntimeError as error:
-        raise ClosedError(f"no thread can be started to answer submitted images: {error}") from error
-    return worker
 
 
 def _end_workers() -> None:

@@ -240,6 +240,8 @@ class Audit:
 
     def _on_spawn(self, arguments: Any, frame: FrameType | None) -> None:
         path, command, environment = arguments  # the environment was copied before the event, so it must carry already
+        if environment is None:  # of `os.execv`, and of Python 3.13's `posix_spawn`: the caller's own
+            environment = os.environ
         carried = LOG_VARIABLE in environment and CHILDREN in _text(environment.get("PYTHONPATH", ""))
         self._start(path, list(command), environment, frame, carried=carried)
 

@@ -41,6 +41,15 @@ def test_innocent_child(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={})
 
+def test_innocent_exec_in_the_own_environment():
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execv(sys.executable, [sys.executable, "-c", ""])
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
 def test_innocent_pickle_of_plain_values():
     assert pickle.loads(pickle.dumps({"a": [1, 2.0, None]})) == {"a": [1, 2.0, None]}
 """
@@ -127,7 +136,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, words in outcomes:
         found[name] = found.get(name, "") + words
-    assert len(found) == len(_PLANTED) + 4, ran.stdout + ran.stderr
+    assert len(found) == len(_PLANTED) + 5, ran.stdout + ran.stderr
     return found
 
 
@@ -138,7 +147,7 @@ def test_a_violation_fails_the_test_in_which_it_happens(name: str, planted: dict
 
 def test_what_is_allowed_fails_nothing(planted: dict[str, str]) -> None:
     innocent = {name: outcome for name, outcome in planted.items() if name.startswith("innocent")}
-    assert len(innocent) == 4
+    assert len(innocent) == 5
     assert set(innocent.values()) == {""}
 
 

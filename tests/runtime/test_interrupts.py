@@ -6,7 +6,9 @@ points, so that one that raises there is a Ctrl-C that came there.
 
 from __future__ import annotations
 
+import inspect
 import math
+import subprocess
 import sys
 import threading
 import time
@@ -101,6 +103,39 @@ def test_an_interrupt_at_any_point_of_submit_leaves_nothing_behind(
         place += 1
     assert place > 20
     assert _ends(classifier.close)
+
+
+def test_an_interrupt_at_any_point_of_the_first_submit_leaves_it_to_the_next(toy_bundle: Path) -> None:
+    # In a process of its own: an interrupted `Thread.start` of Python's can leave a thread that never gets further.
+    pytest.importorskip("onnxruntime")
+    script = f"""
+from __future__ import annotations
+import sys
+from pathlib import Path
+import numpy as np
+from edgebert import Classifier
+from edgebert.errors import QueueFullError
+OURS = {OURS!r}
+{inspect.getsource(_is_interrupted_at)}
+image, place, interrupted = np.zeros((6, 8, 3), np.uint8), 0, True
+while interrupted:
+    place += 1
+    with Classifier({str(toy_bundle)!r}, target="cpu", threads=1) as classifier:
+        interrupted = _is_interrupted_at(place, lambda: classifier.submit(image))
+        assert classifier.submit(image).result({WAIT}).label, place
+assert place > 30, place
+print("end")
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "end\n", "")
+
+
+def test_a_second_worker_ends_at_once(opened: Any, toy: Any) -> None:
+    classifier, _ = opened()
+    classifier.submit(toy.images(1)[0]).result(WAIT)
+    worker = classifier._queue._worker
+    assert _ends(classifier._queue.work)
+    assert classifier._queue._worker is worker
 
 
 def test_an_interrupt_at_any_point_of_a_wait_for_room_leaves_nothing_behind(opened: Any, toy: Any) -> None:
