@@ -277,7 +277,8 @@ def _named_content(options: object) -> dict[str, JsonValue]:
     for key, value in _plain_options(options).items():
         if key not in ("data", "cache"):
             named = value if isinstance(value, (list, tuple)) else [value]
-            paths.update({f"{key} {text}": Path(text) for text in named if isinstance(text, str)})
+            # An empty text names nothing, where `Path("")` would be the current folder and all that lies in it.
+            paths.update({f"{key} {text}": Path(text) for text in named if isinstance(text, str) and text})
     return {key: sha256_of_path(path) for key, path in paths.items() if path.exists()}
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from edgebert.data import load_dataset
 from edgebert.recipe import _stage_options, read_recipe
 from edgebert.stages import STAGES
+from tests.recipes import finish
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -41,9 +42,7 @@ def test_01_blood_cells_runs_unattended_and_the_second_call_executes_nothing(tmp
     command += ["--set", f"data={CELLS}", "-o", str(tmp_path / "out")]
     command += ["--set", "train.epochs=2", "--set", "distill.epochs=2"]
     before = load_dataset(CELLS).sha256()
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stderr
-    assert "student-int8" in first.stdout
+    assert "student-int8" in finish(command)
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "made nothing" in second.stdout
     assert load_dataset(CELLS).sha256() == before

@@ -162,6 +162,18 @@ def test_run_recipe_makes_again_what_a_list_names_and_not_for_its_own_cache(call
     assert calls == ["first", "second", "first"]  # it came out equal
 
 
+def test_run_recipe_keeps_a_stage_with_an_empty_option_when_the_current_folder_changes(
+    calls: _Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run_recipe(_read(tmp_path, TEXT, "first.word=''"))
+    (here / "new").write_text("a file that nothing names")
+    run_recipe(_read(tmp_path, TEXT, "first.word=''"))
+    assert calls == ["first", "second"]
+
+
 def test_run_recipe_tells_a_stage_that_it_was_interrupted(calls: _Calls, tmp_path: Path) -> None:
     seen = []
 

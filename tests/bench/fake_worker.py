@@ -3,7 +3,7 @@
 card            the model card, as JSON
 answers         16 class numbers; an image of brightness b is answered with answers[b % 16]
 latency_ms      of every query
-slow_at         {"query": n, "ms": m}: query number n takes m milliseconds
+slow_at         {"queries": [n, ...], "ms": m}: queries number n take m milliseconds
 wrong_from      from this query on, every answer is one class further
 fail_at         query number n raises
 remembers       answers of inputs met before cost nothing
@@ -120,7 +120,7 @@ class Script:
                 return 0.0
             self.known.add(key)
         slow = self.script.get("slow_at")
-        if isinstance(slow, dict) and slow["query"] == self.queries - 1:
+        if isinstance(slow, dict) and self.queries - 1 in slow["queries"]:
             return float(slow["ms"])
         return max(0.0, self.number("latency_ms"))
 

@@ -116,9 +116,11 @@ def test_result_from_arms_is_invalid_when_an_arm_cheats(
     assert reason in caplog.text
 
 
-def test_result_from_arms_keeps_a_single_slow_query(bench: Bench, script_arm: ScriptArm) -> None:
-    # Not in the first fifth of a second, which is warm-up, nor at a block's start.
-    result = bench(script_arm("spike", latency_ms=2.0, slow_at={"query": 36 + 300, "ms": 150}), seconds=2.0)
+def test_result_from_arms_keeps_a_slow_query(bench: Bench, script_arm: ScriptArm) -> None:
+    # Not in the first fifth of a second, which is warm-up. A block's first query is not counted: where blocks begin is the
+    # computer's affair, but of two neighbours only one can be such a first.
+    slow = {"queries": [36 + 300, 36 + 301], "ms": 150}
+    result = bench(script_arm("spike", latency_ms=2.0, slow_at=slow), seconds=2.0)
     assert result.arms[0].scenarios[0].latency.e2e.max >= 150_000_000
 
 
