@@ -148,15 +148,23 @@ def installed(wheel: Wheel, folder: Path) -> Path:
     """Install a wheel, and nothing with it, into `folder`/VERSION.
 
     Raises:
-        WheelsMissing: pip reaches no index that has it.
+        WheelsMissing, AssertionError: as `fetched`.
+    """
+    return fetched((wheel.requirement,), folder / wheel.version)
+
+
+def fetched(requirements: tuple[str, ...], target: Path) -> Path:
+    """Install wheels, and nothing with them, into a folder, and return it.
+
+    Raises:
+        WheelsMissing: pip reaches no index that has them.
         AssertionError: pip reaches one, and fails.
     """
-    target = folder / wheel.version
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary", ":all:", "--no-compile"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--target", str(target), wheel.requirement]
+    command += ["--disable-pip-version-check", "--retries", "1", "--target", str(target), *requirements]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if ran.returncode and ("from versions: none" in ran.stderr or "onnection" in ran.stderr):
-        raise WheelsMissing(f"pip cannot fetch {wheel.requirement}: {ran.stderr.strip().splitlines()[-1]}")
+        raise WheelsMissing(f"pip cannot fetch {' '.join(requirements)}: {ran.stderr.strip().splitlines()[-1]}")
     assert ran.returncode == 0, ran.stderr
     return target
 
