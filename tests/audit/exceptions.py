@@ -144,12 +144,20 @@ def _of_bindings() -> tuple[Exemption, ...]:
         *(
             Exemption(
                 event,
-                "*/tensorrt_bindings/*",
+                f"*/{package}/*",
                 test=test,
                 why="a child process imports the bindings from the temporary folder that they were installed into",
                 unused=missing,
             )
             for event in ("exec", "import")
+            for package in ("tensorrt_bindings", "tensorrt_rtx_bindings", "tensorrt_rtx_libs")
+        ),
+        Exemption(
+            "ctypes.dlopen",
+            "*/tensorrt_rtx_libs/*",
+            test=test,
+            why="the wheel of TensorRT for RTX loads its own libraries",
+            unused=missing,
         ),
     )
 

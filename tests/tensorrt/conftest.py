@@ -1,4 +1,4 @@
-"""The bindings of each supported TensorRT, installed once for a run, and a line in the summary that says whether they were."""
+"""The bindings of each supported TensorRT, and TensorRT for RTX, installed once for a run; lines in the summary say whether they were."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.tensorrt.rtx import VERSION, Rtx, installed_rtx
 from tests.tensorrt.wheels import WHEELS, Bindings, WheelsMissing, all_bindings
 
 _HELD = pytest.StashKey[str]()
+_BUILT = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +36,24 @@ def binding(request: pytest.FixtureRequest, bindings: dict[str, Bindings]) -> Bi
     return bindings[version]
 
 
+@pytest.fixture(scope="session")
+def rtx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rtx]:
+    """TensorRT for RTX. Skips, and says why, where its wheels cannot be had."""
+    folder = tmp_path_factory.mktemp("rtx")
+    try:
+        found = installed_rtx(folder)
+        request.config.stash[_BUILT] = f"graphs parsed and built by TensorRT for RTX {VERSION}"
+        yield found
+    except WheelsMissing as error:
+        request.config.stash[_BUILT] = f"NOT BUILT by TensorRT for RTX: {error}"
+        pytest.skip(f"TensorRT for RTX: {error}")
+    finally:
+        shutil.rmtree(folder)  # its licence: installed for the test, and not kept
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say in the summary of a run what the TensorRT code was checked against; a skip must not pass unseen."""
-    held = config.stash.get(_HELD, "")
-    if held:
-        terminalreporter.write_line(f"tensorrt: {held}", yellow=held.startswith("NOT"))
+    for key in (_HELD, _BUILT):
+        held = config.stash.get(key, "")
+        if held:
+            terminalreporter.write_line(f"tensorrt: {held}", yellow=held.startswith("NOT"))

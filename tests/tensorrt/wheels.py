@@ -20,6 +20,8 @@ from tests.tensorrt.api import Api, api_from_json
 INTROSPECT = Path(__file__).with_name("introspect.py")
 WHEEL_NEEDS = ((3, 10), (3, 12))  # CPython; of 10.3.0 and 10.7.0 there is no wheel for a newer one
 
+_FETCH_SECONDS = 300
+
 
 class WheelsMissing(Exception):
     """The wheels, or what makes use of them, cannot be had on this computer; the message is the reason."""
@@ -148,15 +150,26 @@ def installed(wheel: Wheel, folder: Path) -> Path:
     """Install a wheel, and nothing with it, into `folder`/VERSION.
 
     Raises:
-        WheelsMissing: pip reaches no index that has it.
+        WheelsMissing, AssertionError: as `fetched`.
+    """
+    return fetched((wheel.requirement,), folder / wheel.version)
+
+
+def fetched(requirements: tuple[str, ...], target: Path) -> Path:
+    """Install wheels, and nothing with them, into a folder, and return it.
+
+    Raises:
+        WheelsMissing: pip reaches no index that has them, or one that is too slow.
         AssertionError: pip reaches one, and fails.
     """
-    target = folder / wheel.version
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary", ":all:", "--no-compile"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--target", str(target), wheel.requirement]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command += ["--disable-pip-version-check", "--retries", "1", "--target", str(target), *requirements]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FETCH_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise WheelsMissing(f"pip fetched {' '.join(requirements)} for {_FETCH_SECONDS} s and was not done") from error
     if ran.returncode and ("from versions: none" in ran.stderr or "onnection" in ran.stderr):
-        raise WheelsMissing(f"pip cannot fetch {wheel.requirement}: {ran.stderr.strip().splitlines()[-1]}")
+        raise WheelsMissing(f"pip cannot fetch {' '.join(requirements)}: {ran.stderr.strip().splitlines()[-1]}")
     assert ran.returncode == 0, ran.stderr
     return target
 
