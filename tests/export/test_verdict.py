@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from edgebert import Classifier
+from edgebert.bench.rounds import timed_rounds
 from edgebert.bundle import read_bundle
 from edgebert.data import Example, load_dataset
 from edgebert.errors import BadDataError, CannotWriteError, EdgebertError, UsageError
@@ -36,7 +37,7 @@ from edgebert.export.verdict import (
     ratio_text,
     verdict_of,
 )
-from edgebert.export.verdict_measure import timed_rounds, verdict_from_forms
+from edgebert.export.verdict_measure import verdict_from_forms
 from edgebert.export.verdict_report import page_of_verdict
 from edgebert.runtime.runner import check_device
 from edgebert.stages import STAGES, StageCall
