@@ -32,6 +32,7 @@ from edgebert.errors import (
     LockedError,
     RefusedBundleError,
     RefusedError,
+    UnavailableError,
     UsageError,
 )
 from edgebert.export.canaries import (
@@ -415,7 +416,9 @@ def _written(
                 raise CannotWriteError(f"cannot write `{output}`: what was written cannot be read: {error}") from error
             raise
     missing = sorted(set(options.targets) - set(verified))
-    if missing:  # their devices were found at the start and their answers recorded just now, so that it is the fingerprint
+    if (
+        missing
+    ):  # their devices were found at the start and their answers recorded just now, so that it is the fingerprint
         raise UnavailableError(
             f"the form for `{missing[0]}` does not fit the computer that it was made on",
             expected="a backend that tells the same version when it is asked and when it is loaded",
