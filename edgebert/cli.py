@@ -580,9 +580,11 @@ def compile_(
     dla_core: Annotated[
         int | None, typer.Option(metavar="N", help="Build engines for this DLA core.", show_default="the GPU")
     ] = None,
-    timeout: Annotated[
+    timeout_s: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="After which the build of an engine is ended.", show_default="7200"),
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="After which the build of an engine is ended.", show_default="7200"
+        ),
     ] = None,
     report: Annotated[
         Path | None,
@@ -625,7 +627,7 @@ def compile_(
             workspace_mb=workspace_mb,
             optimization_level=optimization_level,
             dla_core=dla_core,
-            timeout_s=timeout,
+            timeout_s=timeout_s,
             report=report,
             weights=weights,
             release=release,

@@ -49,6 +49,7 @@ HOST_ONLY = (
     "edgebert.remote.engine",
     "edgebert.remote.fleet",
     "edgebert.remote.install",
+    "edgebert.remote.installation",
     "edgebert.remote.objects",
     "edgebert.remote.run_folder",
     "edgebert.remote.session",

@@ -32,6 +32,8 @@ from edgebert.export.engine_choice import ChosenEngine, EngineSettings, noise_tr
 from edgebert.export.engine_form import EngineAsked, checked_engine
 from edgebert.export.forms import HERE, form_from_graph
 from edgebert.export.metadata import bytes_of_model, parse_graph, with_metadata
+from edgebert.export.place import HERE as HERE_PLACE
+from edgebert.export.reference import reference_place
 from edgebert.export.tensorrt_graph import weak_graph
 from edgebert.runtime.engine_manifest import ENGINE_FILE, PLAN_FILE, EngineManifest
 from edgebert.target import resolve_target
@@ -402,3 +404,60 @@ def test_compile_ends_with_69_where_there_is_no_tensorrt(graph: Path, tmp_path: 
     assert caught.value.exit_code == 69
     assert "--host USER@HOST" in str(caught.value.hint)
     assert not (tmp_path / "toy.edgebert").exists()
+
+
+def run(*arguments: str) -> Any:
+    from typer.testing import CliRunner
+
+    from edgebert.cli import app
+
+    return CliRunner().invoke(app, ["compile", *arguments])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ("--typing", "strong"),
+        ("--workspace-mb", "256"),
+        ("--optimization-level", "2"),
+        ("--dla-core", "0"),
+        ("--timeout", "60"),
+        ("--keep-both",),
+    ],
+)
+def test_every_flag_that_a_hint_names_is_a_flag_of_compile(graph: Path, tmp_path: Path, flag: tuple[str, ...]) -> None:
+    ran = run(str(graph), "-o", str(tmp_path / "x.edgebert"), "--target", "cpu", *flag)
+    assert ran.exit_code == 2
+    assert f"`{flag[0]}`, and no target takes a TensorRT engine: cpu" in ran.stderr
+
+
+def test_compile_ends_with_69_on_the_command_line(graph: Path, tmp_path: Path) -> None:
+    ran = run(str(graph), "-o", str(tmp_path / "x.edgebert"), "--target", "jetson", "--typing", "auto")
+    assert ran.exit_code == 69
+    assert "--host USER@HOST" in ran.stderr
+
+
+class Bare(type(HERE_PLACE)):  # type: ignore[misc]  # the place of this computer, whose class is its module's own
+    """A Jetson with nothing but JetPack: no backend there runs a graph as it is."""
+
+    def has(self, backend: str) -> None:
+        raise UnavailableError(f"`{backend}` is not installed there")
+
+
+def test_the_portable_graph_is_answered_here_where_the_device_has_tensorrt_alone(
+    board: Jetson, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = CompileOptions(targets=("jetson",), canary="synthetic", max_seconds=0.1)
+    with caplog.at_level("INFO", "edgebert"):
+        bundle_from_graph(graph, tmp_path / "toy.edgebert", options, Bare())
+    logits = read_bundle(tmp_path / "toy.edgebert").manifest.canaries[0].logits
+    assert {"onnxruntime", "tensorrt:GPU"} <= set(logits)
+    assert "the portable graph is answered on this computer" in caplog.text
+
+
+def test_no_backend_anywhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(HERE_PLACE), "has", Bare.has)
+    with pytest.raises(UnavailableError, match="is not installed there"):
+        reference_place(HERE_PLACE)
+    with pytest.raises(UnavailableError, match="is not installed there"):
+        reference_place(Bare())
