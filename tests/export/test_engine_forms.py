@@ -33,9 +33,11 @@ from edgebert.export.engine_form import EngineAsked, checked_engine
 from edgebert.export.forms import HERE, form_from_graph
 from edgebert.export.metadata import bytes_of_model, parse_graph, with_metadata
 from edgebert.export.place import HERE as HERE_PLACE
+from edgebert.export.placements import graph_for_backend
 from edgebert.export.reference import reference_place
-from edgebert.export.tensorrt_graph import weak_graph
+from edgebert.export.tensorrt_graph import strong_graph, weak_graph
 from edgebert.runtime.engine_manifest import ENGINE_FILE, PLAN_FILE, EngineManifest
+from edgebert.runtime.runner import open_runner
 from edgebert.target import resolve_target
 from tests.tensorrt.jetson import Jetson, jetson_double
 
@@ -162,7 +164,7 @@ def test_compile_says_that_memory_ran_out(board: Jetson, graph: Path, tmp_path: 
 def test_an_engine_that_does_not_open_is_left_out(
     board: Jetson, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = engine_choice.open_runner
+    real = open_runner
 
     def opens(backend: str, source: Any, options: Any) -> Any:
         if EngineManifest.from_bytes(source.files[ENGINE_FILE]).typing == "weak":
@@ -313,7 +315,7 @@ def test_a_form_that_answers_otherwise_is_no_form(toy: Any, monkeypatch: pytest.
     def wrong(model: onnx.ModelProto, **given: Any) -> onnx.ModelProto:
         return strong(parse_graph(replace(toy, weight=-toy.weight).graph()), **given)
 
-    strong = engine_graphs.strong_graph
+    strong = strong_graph
     monkeypatch.setattr(engine_graphs, "strong_graph", wrong)
     with pytest.raises(EdgebertError, match="answers otherwise than the graph it was made of"):
         engine_graphs.engine_graphs(toy.graph(), "strong", toy.images(4))
@@ -329,7 +331,7 @@ def test_checks_in_fp16_are_left_out_without_onnxruntime_and_that_is_said(
 
 def test_an_int8_graph_makes_int8_engines_of_its_placements(int8_graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    real = engine_graphs.graph_for_backend
+    real = graph_for_backend
 
     def spy(model: onnx.ModelProto, backend: str) -> Any:
         asked.append(backend)

@@ -24,6 +24,7 @@ from edgebert.export import compile as compile_module
 from edgebert.export import precision as precision_module
 from edgebert.export.compile import CompileOptions, bundle_from_graph
 from edgebert.export.engine_choice import Trial
+from edgebert.export.forms import form_from_graph
 from edgebert.export.metadata import bytes_of_model, card_of_model, examples_of_model, parse_graph, with_metadata
 from edgebert.export.precision import SourceGraph
 from edgebert.export.verdict import verdict_of
@@ -65,7 +66,12 @@ def measured_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         def verdict(*arguments: Any, asked: Any, limits: Any, max_seconds: float) -> Any:
             (found,) = verdict_from_forms(*arguments, asked=asked, limits=limits, max_seconds=max_seconds).measurements
             int8 = replace(found.int8, accuracy=found.fp32.accuracy)
-            changes = {"ratio": ratio, "ratio_ci95": (0.99 * ratio, 1.01 * ratio), "agreement": 1.0, "int8": int8}
+            changes: dict[str, Any] = {
+                "ratio": ratio,
+                "ratio_ci95": (0.99 * ratio, 1.01 * ratio),
+                "agreement": 1.0,
+                "int8": int8,
+            }
             return verdict_of((replace(found, **changes),), asked, limits)
 
         monkeypatch.setattr(precision_module, "verdict_from_forms", verdict)
@@ -74,7 +80,7 @@ def measured_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def compiled(pair: tuple[Path, Path], tmp_path: Path, **changes: Any) -> Any:
-    given = {
+    given: dict[str, Any] = {
         "targets": ("jetson",),
         "canary": None,
         "precision": "auto",
@@ -167,7 +173,7 @@ def test_an_engine_that_decides_a_canary_otherwise_is_not_kept(
 def test_fp16_ships_where_no_int8_engine_can_be_built_and_that_is_said(
     board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = precision_module.form_from_graph
+    real = form_from_graph
 
     def fails(graph: bytes, *rest: Any) -> Any:
         if b"DequantizeLinear" in graph:
