@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebert._progress import Progress
-from edgebert.bench.rounds import TIMED_IMAGES, answers_of, timed_rounds
+from edgebert.bench.rounds import TIMED_IMAGES, IntArray, answers_of, timed_rounds
 from edgebert.bench.statistics.formulas import percentile
 from edgebert.decisions import decisions
 from edgebert.errors import EdgebertError
@@ -201,7 +201,7 @@ def chosen_engine(
             max_seconds=settings.max_seconds,
             quiet=quiet,
         )
-    flat = {
+    flat: dict[Typing, IntArray] = {
         typing: np.concatenate([block for round_ in arm for block in round_])
         for typing, arm in zip(runners, times, strict=True)
     }

@@ -52,7 +52,9 @@ def engine(link: Link, store: Store, request: Frame) -> _Answer:
     settings = from_json(EngineSettings, fields.fields("settings").value, what="the settings of an engine")
     settings = replace(settings, keeps_times=fields.value.get("keep") is True)
     named = fields.fields("graphs")
-    graphs = {typing: store.path(named.text(typing)).read_bytes() for typing in _TYPINGS if typing in named.value}
+    graphs: dict[Typing, bytes] = {
+        typing: store.path(named.text(typing)).read_bytes() for typing in _TYPINGS if typing in named.value
+    }
     trial = _trial(store, fields.fields("trial"))
     with device_lock(), tempfile.TemporaryDirectory(prefix="engines-") as folder:
         chosen = chosen_engine(

@@ -439,27 +439,30 @@ def test_compile_ends_with_69_on_the_command_line(graph: Path, tmp_path: Path) -
     assert "--host USER@HOST" in ran.stderr
 
 
-class Bare(type(HERE_PLACE)):  # type: ignore[misc]  # the place of this computer, whose class is its module's own
-    """A Jetson with nothing but JetPack: no backend there runs a graph as it is."""
+@pytest.fixture
+def bare() -> Any:
+    """The place of a Jetson with nothing but JetPack: no backend there runs a graph as it is."""
 
-    def has(self, backend: str) -> None:
+    def has(_: object, backend: str) -> None:
         raise UnavailableError(f"`{backend}` is not installed there")
+
+    return type("Bare", (type(HERE_PLACE),), {"has": has})()
 
 
 def test_the_portable_graph_is_answered_here_where_the_device_has_tensorrt_alone(
-    board: Jetson, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    board: Jetson, bare: Any, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = CompileOptions(targets=("jetson",), canary="synthetic", max_seconds=0.1)
     with caplog.at_level("INFO", "edgebert"):
-        bundle_from_graph(graph, tmp_path / "toy.edgebert", options, Bare())
+        bundle_from_graph(graph, tmp_path / "toy.edgebert", options, bare)
     logits = read_bundle(tmp_path / "toy.edgebert").manifest.canaries[0].logits
     assert {"onnxruntime", "tensorrt:GPU"} <= set(logits)
     assert "the portable graph is answered on this computer" in caplog.text
 
 
-def test_no_backend_anywhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(HERE_PLACE), "has", Bare.has)
+def test_no_backend_anywhere_is_an_error(bare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(HERE_PLACE), "has", type(bare).has)
     with pytest.raises(UnavailableError, match="is not installed there"):
         reference_place(HERE_PLACE)
     with pytest.raises(UnavailableError, match="is not installed there"):
-        reference_place(Bare())
+        reference_place(bare)
