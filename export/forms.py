@@ -144,7 +144,8 @@ def _ir(graph: bytes, target: Target, builder: Builder, _asked: EngineAsked) -> 
         model, added = graph_for_backend(model, target.backend)
         graph = bytes_of_model(model)
         notes = (f"{len(added)} operators in int8 beyond the portable graph's",) if added else ()
-    files = builder.ir(*model_for_ir(graph), target)
+    content, given = model_for_ir(graph)
+    files = builder.ir(content, given, target)
     return CompiledForm(
         target=target,
         files={"model.xml": files.xml, "model.bin": files.bin},
