@@ -71,7 +71,7 @@ class Validation:
 
     def times(self, engine: str, models: Sequence[onnx.ModelProto]) -> tuple[float, ...]:
         """Return the median time of one image in each of two graphs, in milliseconds, from interleaved blocks."""
-        from edgebert.export.verdict_measure import TIMED_IMAGES, timed_rounds
+        from edgebert.bench.rounds import TIMED_IMAGES, timed_rounds
 
         with contextlib.ExitStack() as opened:
             runners = [opened.enter_context(self._opened(engine, model)) for model in models]

@@ -555,6 +555,37 @@ def compile_(
     max_drop: Annotated[float, typer.Option(help="Points of accuracy that INT8 may lose.")] = 0.5,
     min_agreement: Annotated[float, typer.Option(help="Per cent of the images that INT8 must decide as FP32.")] = 99.0,
     max_seconds: Annotated[float, typer.Option(help="Timed on each target, at most.")] = 20.0,
+    keep_both: Annotated[
+        bool, typer.Option("--keep-both", help="Keep the engine of the other precision as well, for bench.")
+    ] = False,
+    typing: Annotated[
+        Literal["auto", "strong", "weak"] | None,
+        typer.Option(
+            help="Of engines. strong: the graph sets every type; weak: TensorRT 10 does; auto: builds both, keeps the faster "
+            "that holds accuracy.",
+            show_default="auto",
+        ),
+    ] = None,
+    workspace_mb: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            help="Of engines: what one layer may use while it is built.",
+            show_default="a share of free memory",
+        ),
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(metavar="0-5", help="Of engines: how long TensorRT searches.", show_default="3")
+    ] = None,
+    dla_core: Annotated[
+        int | None, typer.Option(metavar="N", help="Build engines for this DLA core.", show_default="the GPU")
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="After which the build of an engine is ended.", show_default="7200"
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(help="Write a page (.html) of what was measured, with the images decided otherwise."),
@@ -591,6 +622,12 @@ def compile_(
             max_drop=max_drop,
             min_agreement=min_agreement,
             max_seconds=max_seconds,
+            keep_both=keep_both,
+            typing=typing,
+            workspace_mb=workspace_mb,
+            optimization_level=optimization_level,
+            dla_core=dla_core,
+            timeout_s=timeout_s,
             report=report,
             weights=weights,
             release=release,

@@ -102,8 +102,8 @@ def installed_version(module: str) -> str | None:
     for name in (DISTRIBUTIONS.get(module, module), *_ALTERNATIVES.get(module, ())):
         with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
-    if module in _OF_THE_SYSTEM:
-        return _version_in_source(module)
+    if module in _OF_THE_SYSTEM and (written := _version_in_source(module)) is not None:
+        return written
     version = getattr(sys.modules.get(module), "__version__", None)
     return version if isinstance(version, str) else None
 

@@ -22,7 +22,7 @@ from edgebert.decisions import decisions, said_names, spoken
 from edgebert.errors import BadDataError
 from edgebert.examples import labels_from_json, labels_to_json
 from edgebert.fingerprint import Fingerprint
-from edgebert.target import TARGETS, Backend
+from edgebert.target import FORM_TARGETS, Backend
 
 BUNDLE_SCHEMA = "edgebert.bundle/1"
 GRAPH_FILE = "model.onnx"
@@ -76,7 +76,12 @@ class BundleForm:
     @property
     def engine(self) -> str:
         """The key of this form's logits in `Canary.logits`."""
-        return engine_name(self.backend, self.device)
+        return engine_name(self.backend, self.device, beside=_beside(self.target))
+
+    def precision(self, shipped: Precision) -> Precision:
+        """Return the precision that it is measured as, in a bundle of this one: FP16 counts as the float that it was made of."""
+        beside = _beside(self.target)
+        return shipped if not beside else "int8" if beside == "int8" else "fp32"
 
     @property
     def conditions(self) -> Fingerprint:
@@ -108,12 +113,14 @@ class BundleForm:
         backend = fields.text("backend")
         if backend not in get_args(Backend):
             raise BadDataError(f"{fields.what} has backend `{backend}`", expected=", ".join(get_args(Backend)))
+        if (beside := _beside(fields.text("target"))) != "":
+            precision = "int8" if beside == "int8" else "fp32"
         bits = 8 if precision == "int8" else None
         if "weight_bits" in fields.value:
             bits = fields.integer("weight_bits")
             if precision != "int8" or bits not in WEIGHT_BITS:
                 raise BadDataError(
-                    f"{fields.what} has {bits} bits in its weights, and the bundle is {precision}",
+                    f"{fields.what} has {bits} bits in its weights, and it is {precision}",
                     expected="8 or 7 of an INT8 bundle, and none of an FP32 one",
                 )
         machine, fingerprint = fields.optional_text("machine"), None
@@ -321,9 +328,19 @@ class Manifest:
         return replace(manifest, extra=extra if isinstance(extra, Mapping) else {})
 
 
-def engine_name(backend: str, device: str) -> str:
-    """Return the name under which canary logits are kept: the backend, and its device where that is not the CPU."""
-    return backend if device == "CPU" else f"{backend}:{device}"
+def engine_name(backend: str, device: str, *, beside: str = "") -> str:
+    """Return the name under which canary logits are kept: the backend, and its device where that is not the CPU.
+
+    Args:
+        backend: of the form.
+        device: of the form.
+        beside: precision of what is kept beside what ships, whose answers are others.
+    """
+    return (backend if device == "CPU" else f"{backend}:{device}") + (f":{beside}" if beside else "")
+
+
+def _beside(target: str) -> str:
+    return FORM_TARGETS[target].beside if target in FORM_TARGETS else ""
 
 
 def tolerance_of(logits: tuple[float, ...], precision: Precision, device: str) -> float:
@@ -405,8 +422,8 @@ def _told_apart(fields: Fields, what: str) -> tuple[list[Fields], list[Fields]]:
     """Return the forms for targets that are known here, and those for others."""
     forms = fields.list_of_fields("forms")
     _check_count(len(forms), 1, MAX_FORMS, "forms", what)
-    known = [form for form in forms if form.text("target") in TARGETS]
-    return known, [form for form in forms if form.text("target") not in TARGETS]
+    known = [form for form in forms if form.text("target") in FORM_TARGETS]
+    return known, [form for form in forms if form.text("target") not in FORM_TARGETS]
 
 
 def _check_count(count: int, low: int, high: int, of: str, what: str) -> None:
@@ -472,7 +489,7 @@ def _check_parts(manifest: Manifest, what: str) -> None:
     if len(set(targets)) < len(targets):
         raise BadDataError(f"{what} has forms for {targets}", expected="each target once")
     for form in manifest.forms:
-        target = TARGETS[form.target]
+        target = FORM_TARGETS[form.target]
         if (target.backend, target.device) != (form.backend, form.device):
             raise BadDataError(
                 f"{what} has a form for target `{form.target:.80}` on `{form.backend}`, `{form.device:.80}`",

@@ -91,7 +91,8 @@ def _compile(call: StageCall) -> None:
     options = call.options
     assert isinstance(options, CompileOptions)
     if options.precision == "as-given":
-        options = dataclasses.replace(options, data=None)  # which every stage is given that has such an option
+        if not options.takes_engine:  # whose typings are measured on them
+            options = dataclasses.replace(options, data=None)  # which every stage is given that has such an option
     elif options.float_graph is None:
         options = dataclasses.replace(options, float_graph=call.inputs["export"])
     made = bundle_from_graph(call.inputs["quantize"], call.output, options)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgebert.errors import UsageError
@@ -27,6 +27,7 @@ class Target:
         form: what `compile` makes: OpenVINO IR, an ONNX Runtime graph, or a TensorRT engine.
         opset: newest ONNX opset the target's parser is known to read.
         summary: one line for `edgebert targets`.
+        beside: `fp16` or `int8` of what a bundle may hold beside the form of another target, for `edgebert bench`; else empty.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Target:
     form: Form
     opset: int
     summary: str
+    beside: Literal["", "fp16", "int8"] = ""
 
 
 # Opsets: compression.md's table by target; TensorRT 10.3 (JetPack 6.1) reads up to 20, see tensorrt_jetson.md.
@@ -58,15 +60,45 @@ TARGETS: dict[str, Target] = {
     )
 }
 
+_BESIDE: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
+
+# What `compile --keep-both` keeps of an engine that does not ship: `jetson-fp16` beside `jetson`, with a name of its own, so that a
+# version that does not know it leaves it alone. Nothing is compiled for these alone.
+FORM_TARGETS: dict[str, Target] = {
+    **TARGETS,
+    **{
+        f"{target.name}-{beside}": replace(
+            target,
+            name=f"{target.name}-{beside}",
+            summary=f"{target.summary}, {beside.upper()} beside what ships",
+            beside=beside,
+        )
+        for target in TARGETS.values()
+        if target.form == "engine"
+        for beside in _BESIDE
+    },
+}
+
+
+def beside_of(target: Target) -> tuple[Target, ...]:
+    """Return the targets of what a bundle may hold beside the form of `target`; empty where nothing is kept so.
+
+    >>> [other.name for other in beside_of(TARGETS["jetson"])]
+    ['jetson-fp16', 'jetson-int8']
+    """
+    return tuple(
+        FORM_TARGETS[f"{target.name}-{beside}"] for beside in _BESIDE if f"{target.name}-{beside}" in FORM_TARGETS
+    )
+
 
 def resolve_target(name: str) -> Target:
-    """Return the target of this name.
+    """Return the target of this name, of what a bundle may hold beside another included.
 
     Raises:
         UsageError: there is none; the nearest name is suggested, never taken.
     """
-    if name in TARGETS:
-        return TARGETS[name]
+    if name in FORM_TARGETS:
+        return FORM_TARGETS[name]
     near = difflib.get_close_matches(name, TARGETS, n=1)
     hint = f"did you mean `--target {near[0]}`?" if near else "edgebert targets"
     raise UsageError(f"no such target: `{name}`", expected=", ".join(TARGETS), hint=hint)

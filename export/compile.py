@@ -28,8 +28,10 @@ from edgebert.decisions import decisions, margins, said_names, spoken, threshold
 from edgebert.errors import (
     CannotWriteError,
     EdgebertError,
+    LinkLostError,
     LockedError,
     RefusedBundleError,
+    RefusedError,
     UnavailableError,
     UsageError,
 )
@@ -42,10 +44,12 @@ from edgebert.export.canaries import (
     synthetic_candidates,
 )
 from edgebert.export.compile_options import CompileOptions, check_request
+from edgebert.export.engine_choice import Trial, expected_of
 from edgebert.export.forms import CompiledForm, form_from_graph
 from edgebert.export.metadata import examples_of_model, parse_graph
 from edgebert.export.place import HERE, Place, Rows
-from edgebert.export.precision import SourceGraph, chosen_graph, weight_bits_of
+from edgebert.export.precision import Beside, SourceGraph, chosen_graph, weight_bits_of
+from edgebert.export.reference import portable_answers, reference_place
 from edgebert.export.verdict import Verdict, merged_choice
 from edgebert.export.verdict_report import check_report_can_be_made, page_of_verdict
 from edgebert.manifest import (
@@ -60,8 +64,8 @@ from edgebert.manifest import (
     tolerance_of,
 )
 from edgebert.preprocess import load_batch
-from edgebert.runtime.choice import PORTABLE_BACKENDS
 from edgebert.runtime.pipeline import tensor_sha256
+from edgebert.runtime.runner import InputSpec
 from edgebert.target import resolve_target
 
 __all__ = ["CompileOptions", "CompileReport", "bundle_from_graph"]
@@ -150,16 +154,20 @@ def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions, place
     if new:
         examples = examples_of_model(parse_graph(given.content), what=f"`{graph}`")
         candidates = canary_candidates(options.canary, examples, given.card)
-    parts, forms, verdict = chosen_graph(given, floats[0] if floats else None, targets, options)
+    found = chosen_graph(given, floats[0] if floats else None, targets, options, place)
+    parts, verdict = found.graph, found.verdict
     existing = _existing_bundle(output, [parts.sha256], options)
     if existing is None:
         manifest, files = _new_bundle(parts, _name(output), candidates, place, canary_source=options.canary)
     else:
         manifest, files = existing.manifest, {name: existing.files[name] for name in existing.manifest.sizes}
+    asked = options.engine_asked(found.trial or _canary_trial(manifest, files) if options.takes_engine else None)
     for target in targets:
         bits = weight_bits_of(parts, target, options, place.int8(target.backend))
-        form = forms.get(target.name) or form_from_graph(parts.for_bits(bits), target, place.builder)
+        form = found.forms.get(target.name) or form_from_graph(parts.for_bits(bits), target, place.builder, asked)
         manifest, files = _with_form(manifest, files, form, parts, bits, place)
+    if found.beside is not None:
+        manifest, files = _with_those_beside(manifest, files, found.beside, place)
     if verdict is not None:
         before = manifest.measured.get(_CHOICE)
         choice = merged_choice(before if isinstance(before, Mapping) else None, verdict)
@@ -196,10 +204,8 @@ def _existing_bundle(output: Path, graphs_sha256: Sequence[str], options: Compil
 def _new_bundle(
     graph: SourceGraph, name: str, candidates: Sequence[Candidate], place: Place, *, canary_source: str | None
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is here.
-
-    Where int8 products saturate here, the answers are those of its 7-bit form: they are nearer to what it answers elsewhere.
-    """
+    """Return a bundle without forms: the portable graph, and canaries with its answers in each backend that is there."""
+    place = reference_place(place)
     answers, tensors = _portable_answers(graph, candidates, place)
     reference = next(iter(answers.values()))
     chosen = chosen_canaries(candidates, reference, graph.card.class_names, graph.card.thresholds)
@@ -245,13 +251,7 @@ def _portable_answers(
 ) -> tuple[dict[str, Rows], NDArray[np.uint8]]:
     """Return what the portable graph answers in each backend that is here, and the tensors it was given."""
     tensors = load_batch([candidate.png for candidate in candidates], graph.card.preprocessing)
-    bits = 8 if graph.precision == "int8" else None
-    answers = {}
-    for backend in _portable_backends(place):
-        saturates = bits == 8 and place.int8(backend).exact is False
-        portable = graph.for_bits(7) if saturates else graph.portable
-        answers[backend] = place.answers(backend, "CPU", {GRAPH_FILE: portable}, (), graph.spec, tensors)
-    return answers, tensors
+    return portable_answers(graph, tensors, place), tensors
 
 
 def _seeing_candidate(graph: SourceGraph, blind: Sequence[str], place: Place) -> Candidate | None:
@@ -294,7 +294,7 @@ def _with_form(
         added = {f"forms/{form.target.name}/{name}": content for name, content in sorted(form.files.items())}
     tensors = load_batch([files[canary.file] for canary in manifest.canaries], graph.card.preprocessing)
     rows = place.answers(form.backend, form.device, form.files, form.disabled_optimizers, graph.spec, tensors)
-    engine = engine_name(form.backend, form.device)
+    engine = engine_name(form.backend, form.device, beside=form.target.beside)
     # The portable graph runs on every architecture; what was compiled, only on its own.
     fingerprint = form.fingerprint if added else replace(form.fingerprint, machine=None)
     entry = BundleForm(
@@ -311,6 +311,33 @@ def _with_form(
     )
     canaries = _recorded(manifest.canaries, engine, form.device, rows, graph)
     return replace(manifest, forms=(*manifest.forms, entry), canaries=canaries), {**files, **added}
+
+
+def _with_those_beside(
+    manifest: Manifest, files: dict[str, bytes], beside: Beside, place: Place
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Add the engines of the other precision, but those that decide a canary otherwise: they are nothing to compare with."""
+    for form in beside.forms:
+        try:
+            manifest, files = _with_form(manifest, files, form, beside.graph, None, place)
+        except (LinkLostError, RefusedError):
+            raise
+        except EdgebertError as error:
+            _log.warning("`%s` is not kept: %s", form.target.name, error.what)
+    return manifest, files
+
+
+def _canary_trial(manifest: Manifest, files: Mapping[str, bytes]) -> Trial:
+    """Return the canaries as images that engines are measured on: they must all be decided as they were."""
+    card = manifest.card
+    rule = card.preprocessing
+    return Trial(
+        spec=InputSpec(height=rule.height, width=rule.width, classes=len(card.class_names)),
+        tensors=load_batch([files[canary.file] for canary in manifest.canaries], rule),
+        expected=expected_of([canary.labels for canary in manifest.canaries], card.class_names),
+        thresholds=card.thresholds,
+        floor=1.0,
+    )
 
 
 def _recorded(
@@ -389,12 +416,19 @@ def _written(
                 raise CannotWriteError(f"cannot write `{output}`: what was written cannot be read: {error}") from error
             raise
     missing = sorted(set(options.targets) - set(verified))
-    assert not missing, missing  # their devices were found at the start, and their answers recorded just now
+    if (
+        missing
+    ):  # their devices were found at the start and their answers recorded just now, so that it is the fingerprint
+        raise UnavailableError(
+            f"the form for `{missing[0]}` does not fit the computer that it was made on",
+            expected="a backend that tells the same version when it is asked and when it is loaded",
+            hint="edgebert doctor",
+        )
     for form in manifest.forms:
         notes = "".join(f"; {note}" for note in form.notes)
         off = f", without {', '.join(form.disabled_optimizers)}" if form.disabled_optimizers else ""
         bits = ", 7-bit weights" if form.weight_bits == 7 else ""
-        precision = f"{manifest.precision}{bits}"
+        precision = f"{form.precision(manifest.precision)}{bits}"
         _log.info("form `%s`: %s on %s, %s%s%s", form.target, form.backend, form.device, precision, off, notes)
     _log.info("`%s`: %d forms, %d canaries", output, len(manifest.forms), len(manifest.canaries))
     return CompileReport(
@@ -408,20 +442,6 @@ def _written(
         canaries=len(manifest.canaries),
         verdict="" if verdict is None else verdict.sentence,
     )
-
-
-def _portable_backends(place: Place) -> list[str]:
-    here = []
-    reasons = []
-    for backend in PORTABLE_BACKENDS:
-        try:
-            place.has(backend)
-            here.append(backend)
-        except UnavailableError as error:
-            reasons.append(error)
-    if not here:
-        raise reasons[0]
-    return here
 
 
 def _provenance(graph: SourceGraph, canary: str | None, *, added: bool) -> Provenance:

@@ -22,10 +22,11 @@ from typing import Literal
 from edgebert import __version__
 from edgebert._files import Output, claimed, sha256_of_file, staged_together
 from edgebert._json import Fields, JsonObject
+from edgebert._progress import Progress
 from edgebert.errors import EdgebertError, RefusedError, UsageError
 from edgebert.export.engine_build import MAX_OPTIMIZATION_LEVEL, PlanRequest
 from edgebert.export.engine_cache import check_private, default_folder
-from edgebert.export.engine_process import MemoryPeak, available_bytes, run_build, total_bytes
+from edgebert.export.engine_process import MemoryPeak, ProgressFactory, available_bytes, run_build, total_bytes
 from edgebert.fingerprint import Fingerprint, computer_facts, misfits
 from edgebert.runtime.engine_manifest import ENGINE_FILE, PLAN_FILE, EngineManifest, EnginePrecision, differences
 from edgebert.runtime.tensorrt_api import Typing
@@ -202,12 +203,15 @@ class EngineChoice:
     reason: str
 
 
-def build_engine(graphs: bytes | Mapping[Typing, bytes], options: EngineOptions) -> EngineReport:
+def build_engine(
+    graphs: bytes | Mapping[Typing, bytes], options: EngineOptions, *, progress: ProgressFactory = Progress
+) -> EngineReport:
     """Build the engines that were asked for on this device, each in a process of its own.
 
     Args:
         graphs: the ONNX file, or one for each typing.
         options: how.
+        progress: shows how far each build is; a bar on stderr by default.
 
     Returns:
         Every candidate, with the reason where it failed.
@@ -225,7 +229,7 @@ def build_engine(graphs: bytes | Mapping[Typing, bytes], options: EngineOptions)
     candidates, errors = [], []
     for typing in typings:
         try:
-            candidates.append(_candidate(given[typing], typing, options))
+            candidates.append(_candidate(given[typing], typing, options, progress))
         except EdgebertError as error:
             errors.append(error)
             candidates.append(EngineCandidate(typing=typing, failure=str(error)))
@@ -274,7 +278,8 @@ def faster_engine(report: EngineReport, measured: Sequence[MeasuredEngine], *, f
         raise EdgebertError(
             f"no engine holds an accuracy of {floor:.2%} ({figures}{failed})",
             expected="one engine at or above it",
-            hint="edgebert compile GRAPH --precision fp16, or a graph quantised with more images",
+            hint="compile the FP32 graph, which makes an FP16 engine: edgebert compile FP32.onnx --target jetson -o NAME.edgebert; "
+            "or quantize with more images",
         )
     best = min(holding, key=lambda entry: (entry.latency_ms, -entry.accuracy))
     why = "the only one that holds accuracy" if len(holding) == 1 else "the faster of those that hold accuracy"
@@ -295,7 +300,7 @@ def workspace_bytes(options: EngineOptions, root: Path = Path("/")) -> int:
     return min(_MOST_WORKSPACE_BYTES[total <= _SMALL_TOTAL_BYTES], available // _WORKSPACE_SHARE)
 
 
-def _candidate(graph: bytes, typing: Typing, options: EngineOptions) -> EngineCandidate:
+def _candidate(graph: bytes, typing: Typing, options: EngineOptions, progress: ProgressFactory) -> EngineCandidate:
     folder = options.folder / typing
     outputs = (folder / PLAN_FILE, folder / ENGINE_FILE)
     with claimed(*outputs):
@@ -313,6 +318,7 @@ def _candidate(graph: bytes, typing: Typing, options: EngineOptions) -> EngineCa
                     _cache(options),
                     what=f"build {typing}",
                     timeout_s=options.timeout_s,
+                    progress=progress,
                 )
                 manifest = _manifest(graph, plan, typing, options, answer)
                 engine.write_bytes(manifest.to_bytes())

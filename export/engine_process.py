@@ -15,11 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
 
 from edgebert._json import Fields, JsonObject
 from edgebert._out_of_memory import says_out_of_memory
@@ -41,6 +42,17 @@ _LOOK_SECONDS = 0.2  # between two looks at memory, and at whether the child sti
 _END_SECONDS = 5.0  # for a child that has answered to end
 _COUNTER_SECONDS = 1.0  # for the kernel to count what it has ended
 _LAST_BYTES = 4000  # of stderr, in a message
+
+
+class Advancing(Protocol):
+    """What shows how far a build is: `edgebert._progress.Progress`, or a message to a host."""
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Count `steps` more of a hundred; `note` names what is done."""
+        ...
+
+
+ProgressFactory: TypeAlias = Callable[[str, int], AbstractContextManager[Advancing]]  # of the work and its steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +93,7 @@ def run_build(
     what: str,
     timeout_s: float,
     command: Sequence[str] = CHILD_COMMAND,
+    progress: ProgressFactory = Progress,
 ) -> tuple[Fields, MemoryPeak]:
     """Build one engine in a process of its own.
 
@@ -92,6 +105,7 @@ def run_build(
         what: of the progress bar, such as `build strong`.
         timeout_s: after which the build is ended.
         command: what is started; the real child but in tests.
+        progress: shows how far it is.
 
     Returns:
         The child's answer, and its peak memory.
@@ -100,10 +114,10 @@ def run_build(
         MemoryExhaustedError: the system ended it for lack of memory, or TensorRT says that memory ran out.
         EdgebertError: it crashed, hangs, or reported an error, of the class it had there.
     """
-    with _Child(command) as child, Progress(what, 100) as progress:
+    with _Child(command) as child, progress(what, 100) as shown:
         folder = None if cache is None else str(cache)
         child.ask({"request": request.to_json(), "graph": str(graph), "plan": str(plan), "cache": folder})
-        answer = child.answer(progress, timeout_s)
+        answer = child.answer(shown, timeout_s)
         if answer.text("type") == "error":
             found = error_from_message(answer)
             if isinstance(found, MemoryExhaustedError):
@@ -140,7 +154,7 @@ class _Child:
         with contextlib.suppress(OSError):  # a child that is gone already is explained by `answer`
             write_message(self._process.stdin, "build", 1, content)
 
-    def answer(self, progress: Progress, timeout_s: float) -> Fields:
+    def answer(self, progress: Advancing, timeout_s: float) -> Fields:
         """Show progress until the answer, and return it."""
         until, shown = time.monotonic() + timeout_s, 0
         while True:

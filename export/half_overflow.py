@@ -95,6 +95,8 @@ def half_peaks(
         for name in node.output
         if types.get(name) == TensorProto.FLOAT and _held_in_half(node, name, topology, wide)
     }
+    if not makers:  # all of it stays in float32
+        return ()
     largest = _largest(rewritten, tuple(makers), images)
     peaks = [
         HalfPeak(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebert.bench.environment.computer import hardware_name
+from edgebert.bench.rounds import TIMED_IMAGES, Times, answers_of, timed_rounds
 from edgebert.errors import UnavailableError
 from edgebert.export.forms import HERE as BUILDER_HERE
-from edgebert.export.forms import Builder, machine_of
+from edgebert.export.forms import Builder, CompiledForm, machine_of
 from edgebert.fingerprint import machine
 from edgebert.runtime import instructions
 from edgebert.runtime.classifier import Classifier
@@ -25,8 +29,31 @@ _log = logging.getLogger("edgebert")
 Rows = NDArray[np.float32]  # (images, classes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Forms that were asked the same and timed in turn.
+
+    Attributes:
+        rows: of each form, float32 (images, classes): its logits of all images.
+        times: by form, round and block: int64 (queries,) nanoseconds.
+        hardware: what they ran on.
+        threads: of the last form's backend, as it says itself.
+    """
+
+    rows: tuple[Rows, ...] = field(repr=False)
+    times: Times = field(repr=False)
+    hardware: str
+    threads: str
+
+
 class Place(Protocol):
-    """What `compile` and `size` ask of the computer that the forms are for."""
+    """What `compile` and `size` ask of the computer that the forms are for.
+
+    Attributes:
+        max_image_bytes: of the preprocessed images that one question may be asked of, together.
+    """
+
+    max_image_bytes: int
 
     @property
     def builder(self) -> Builder:
@@ -65,6 +92,19 @@ class Place(Protocol):
         """Return float32 (images, classes): what a model answers there, one image at a time and on one thread."""
         ...
 
+    def compared(
+        self, forms: Sequence[CompiledForm], spec: InputSpec, images: NDArray[np.uint8], *, max_seconds: float
+    ) -> Compared:
+        """Ask forms of all images there, and time them in interleaved blocks; see `edgebert.bench.rounds`.
+
+        Args:
+            forms: for one target.
+            spec: what they take and give.
+            images: uint8 (images, height, width, 3).
+            max_seconds: timed, at most; the answers take what they take.
+        """
+        ...
+
     def opens(self, folder: Path, target: str) -> bool:
         """Open one form of a bundle there, as a user would; False where it cannot run there.
 
@@ -78,6 +118,7 @@ class _Here:
     """This computer."""
 
     builder: Builder = BUILDER_HERE
+    max_image_bytes = 1 << 40
 
     def check(self, target: Target) -> None:
         check_device(target.backend, target.device)
@@ -106,6 +147,21 @@ class _Here:
         options = RunnerOptions(device=device, threads=1, disabled_optimizers=disabled_optimizers)
         with open_runner(backend, ModelSource(spec=spec, files=files), options) as runner:
             return np.concatenate([runner.infer(tensor[np.newaxis]) for tensor in tensors])
+
+    def compared(
+        self, forms: Sequence[CompiledForm], spec: InputSpec, images: NDArray[np.uint8], *, max_seconds: float
+    ) -> Compared:
+        with ExitStack() as stack:
+            runners = []
+            for form in forms:
+                options = RunnerOptions(device=form.device, disabled_optimizers=form.disabled_optimizers)
+                runners.append(open_runner(form.backend, ModelSource(spec=spec, files=form.files), options))
+                stack.callback(runners[-1].close)
+            rows = tuple(answers_of(runner, images) for runner in runners)
+            infers = [runner.infer for runner in runners]
+            times = timed_rounds(infers, images[:TIMED_IMAGES], max_seconds=max_seconds)
+            threads = runners[-1].properties().get("threads", "unknown")
+        return Compared(rows=rows, times=times, hardware=hardware_name(), threads=threads)
 
     def opens(self, folder: Path, target: str) -> bool:
         try:

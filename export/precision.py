@@ -5,32 +5,52 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edgebert.bench.rounds import TIMED_IMAGES
 from edgebert.calibration.confidence import fitted_confidence
 from edgebert.calibration.images import spread_over_classes
 from edgebert.card import ImageSet, ModelCard
 from edgebert.confidence import Confidence
 from edgebert.data import DataOptions, Example, align_classes, load_dataset
-from edgebert.errors import BadDataError, UsageError
+from edgebert.decisions import decisions
+from edgebert.errors import (
+    BadDataError,
+    EdgebertError,
+    LinkLostError,
+    LockedError,
+    RefusedError,
+    UnavailableError,
+    UsageError,
+)
 from edgebert.export.compile_options import CompileOptions
+from edgebert.export.engine_choice import Trial
 from edgebert.export.forms import CompiledForm, form_from_graph
 from edgebert.export.metadata import bytes_of_model, card_of_model, parse_graph, with_metadata, without_examples
+from edgebert.export.place import HERE, Place
 from edgebert.export.placements import without_placements
+from edgebert.export.reference import portable_answers, reference_place
 from edgebert.export.rules import check_int8_graph, graph_precision
 from edgebert.export.seven_bit import seven_bit_weights, weight_bits_for
-from edgebert.export.verdict import Limits, Verdict
-from edgebert.export.verdict_measure import MAX_IMAGES, Contender, answers_of_form, verdict_from_forms
+from edgebert.export.verdict import Asked, Limits, Verdict
+from edgebert.export.verdict_measure import MAX_IMAGES, Contender, labels_of, verdict_from_forms
 from edgebert.manifest import Precision
+from edgebert.metrics import exact_match
 from edgebert.preprocess import load_image
 from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.runner import InputSpec
-from edgebert.target import Target
+from edgebert.target import Target, beside_of
 
 _log = logging.getLogger("edgebert")
+
+_MAX_NOTE = 500
+_ROUNDING = 1e-9  # so that 0.5 points are 0.5 points in binary, too
+# Errors that say nothing of whether a graph can be built.
+_NOT_OF_THE_GRAPH = (LinkLostError, LockedError, RefusedError, UnavailableError, UsageError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +92,40 @@ class SourceGraph:
         return InputSpec(height=rule.height, width=rule.width, classes=len(self.card.class_names))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """The engines of the precision that does not ship, where both are to be kept."""
+
+    graph: SourceGraph
+    forms: tuple[CompiledForm, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What ships, and what was made on the way there.
+
+    Attributes:
+        graph: that ships.
+        forms: target name -> its form, of those that are made already.
+        verdict: why; None where nothing was measured.
+        trial: the images for engines that are still to be made; None where no data were named.
+        beside: what is kept beside what ships.
+    """
+
+    graph: SourceGraph
+    forms: Mapping[str, CompiledForm] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    trial: Trial | None = None
+    beside: Beside | None = None
+
+
 def chosen_graph(
-    given: SourceGraph, floats: SourceGraph | None, targets: Sequence[Target], options: CompileOptions
-) -> tuple[SourceGraph, Mapping[str, CompiledForm], Verdict | None]:
+    given: SourceGraph,
+    floats: SourceGraph | None,
+    targets: Sequence[Target],
+    options: CompileOptions,
+    place: Place = HERE,
+) -> Chosen:
     """Return the graph that ships, the forms of it that are made already, and why.
 
     Raises:
@@ -84,7 +135,7 @@ def chosen_graph(
     if options.precision == "as-given":
         if options.weights == "7-bit" and given.precision == "fp32":
             raise UsageError("`--weights 7-bit` for an FP32 graph", expected="an INT8 graph", hint="edgebert quantize")
-        return given, {}, None
+        return Chosen(graph=given, trial=_trial_of_data(given, options, place))
     if floats is None:
         if options.precision != given.precision:
             raise UsageError(
@@ -93,50 +144,145 @@ def chosen_graph(
                 hint="edgebert quantize" if options.precision == "int8" else "--float FP32.onnx",
             )
         _log.info("%s ships, as asked; nothing was measured", given.precision.upper())
-        return given, {}, None
+        return Chosen(graph=given, trial=_trial_of_data(given, options, place))
     _check_pair(given, floats)
     if options.data is None:
         _log.info("%s ships, as asked; nothing was measured: `--data DATA` measures both", options.precision.upper())
-        return (given if options.precision == "int8" else floats), {}, None
-    examples = _validation(options.data, given.card, options)
-    bits = {target.name: weight_bits_for(target, options.weights) for target in targets}
+        return Chosen(graph=given if options.precision == "int8" else floats)
+    return _measured(given, floats, targets, options, place, _validation(options.data, given.card, options, place))
+
+
+def _measured(
+    given: SourceGraph,
+    floats: SourceGraph,
+    targets: Sequence[Target],
+    options: CompileOptions,
+    place: Place,
+    examples: Sequence[Example],
+) -> Chosen:
+    """Compile both graphs, measure them where they are to run, and return the one that ships."""
+    trial = _trial(floats, examples, options, place) if options.takes_engine else None
+    asked = options.engine_asked(trial)
     fp32 = Contender(
-        precision="fp32", forms={target.name: form_from_graph(floats.content, target) for target in targets}
+        precision="fp32",
+        forms={target.name: form_from_graph(floats.content, target, place.builder, asked) for target in targets},
     )
-    int8 = Contender(
-        precision="int8",
-        forms={target.name: form_from_graph(given.for_bits(bits[target.name]), target) for target in targets},
-        weight_bits=bits,
-    )
+    bits = {
+        target.name: weight_bits_for(target, options.weights, instructions=place.int8(target.backend))
+        for target in targets
+    }
+    # What INT8 may lose against FP16 is the verdict's to say, so that a typing is held against the other one alone.
+    asked = options.engine_asked(None if trial is None else replace(trial, floor=0.0))
+    try:
+        int8 = Contender(
+            precision="int8",
+            forms={
+                target.name: form_from_graph(given.for_bits(bits[target.name]), target, place.builder, asked)
+                for target in targets
+            },
+            weight_bits=bits,
+        )
+    except EdgebertError as error:
+        if options.precision == "int8" or not options.takes_engine or isinstance(error, _NOT_OF_THE_GRAPH):
+            raise
+        return _without_int8(floats, fp32, error)
     verdict = verdict_from_forms(
         fp32,
         int8,
         given.card,
         examples,
-        asked=options.precision,
+        place,
+        asked=_asked(options),
         limits=Limits(max_drop=options.max_drop, min_agreement=options.min_agreement),
         max_seconds=options.max_seconds,
     )
     if verdict.precision == "int8":
-        return given, int8.forms, verdict
-    if given.card.confidence is None:
-        return floats, fp32.forms, verdict
-    floats = _confident(floats, given.card.confidence, examples, fp32.forms[targets[0].name])
-    return floats, {target.name: form_from_graph(floats.portable, target) for target in targets}, verdict
+        return Chosen(graph=given, forms=int8.forms, verdict=verdict, beside=_beside(floats, fp32, targets, options))
+    beside = _beside(given, int8, targets, options)
+    logits = verdict.measurements[0].float_logits
+    if given.card.confidence is None or logits is None:
+        return Chosen(graph=floats, forms=fp32.forms, verdict=verdict, beside=beside)
+    floats = _confident(floats, given.card.confidence, examples, logits)
+    forms = {  # an engine holds nothing of a card: it is the same, and takes minutes to build
+        target.name: fp32.forms[target.name]
+        if target.form == "engine"
+        else form_from_graph(floats.portable, target, place.builder)
+        for target in targets
+    }
+    return Chosen(graph=floats, forms=forms, verdict=verdict, beside=beside)
 
 
-def _confident(floats: SourceGraph, asked: Confidence, examples: Sequence[Example], form: CompiledForm) -> SourceGraph:
+def _asked(options: CompileOptions) -> Asked:
+    assert options.precision != "as-given", "nothing is measured then"
+    return options.precision
+
+
+def _without_int8(floats: SourceGraph, fp32: Contender, error: EdgebertError) -> Chosen:
+    """Return the float graph where no engine can be built of the INT8 one, and say so in every form."""
+    _log.warning("INT8 cannot be compiled, so that the float graph ships unmeasured: %s", error.what)
+    note = f"INT8 could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
+    forms = {name: replace(form, notes=(*form.notes, note)) for name, form in fp32.forms.items()}
+    return Chosen(graph=floats, forms=forms)
+
+
+def _beside(
+    graph: SourceGraph, contender: Contender, targets: Sequence[Target], options: CompileOptions
+) -> Beside | None:
+    """Return the engines of the precision that does not ship, each for a target of its own name."""
+    if not options.keep_both:
+        return None
+    wanted = "int8" if contender.precision == "int8" else "fp16"
+    forms = [
+        replace(contender.forms[target.name], target=other)
+        for target in targets
+        for other in beside_of(target)
+        if other.beside == wanted
+    ]
+    return Beside(graph=graph, forms=tuple(forms))
+
+
+def _trial_of_data(graph: SourceGraph, options: CompileOptions, place: Place) -> Trial | None:
+    """Return the validation images that engines are measured on, where data were named."""
+    if options.data is None or not options.takes_engine:
+        return None
+    return _trial(graph, _validation(options.data, graph.card, options, place), options, place)
+
+
+def _trial(graph: SourceGraph, examples: Sequence[Example], options: CompileOptions, place: Place) -> Trial:
+    """Return validation images with the least accuracy that an engine must have: that of the portable graph, less what may be lost."""
+    card = graph.card
+    chosen = spread_over_classes(examples, TIMED_IMAGES)
+    images = np.stack([load_image(example.load(), card.preprocessing) for example in chosen])
+    labels = labels_of(chosen, card)
+    (rows,) = portable_answers(graph, images, reference_place(place), most=1).values()
+    accuracy = exact_match(labels, decisions(rows, card.thresholds))
+    max_drop = options.max_drop / 100
+    return Trial(
+        spec=graph.spec,
+        tensors=images,
+        expected=labels,
+        thresholds=card.thresholds,
+        floor=max(0.0, accuracy - max_drop - _ROUNDING),
+        max_drop=max_drop,
+    )
+
+
+def _confident(
+    floats: SourceGraph, asked: Confidence, examples: Sequence[Example], logits: NDArray[np.float32]
+) -> SourceGraph:
     """Return FP32 with scores calibrated as those of INT8 were, and an abstain threshold where INT8 has one.
 
     What was asked of `quantize` must not be lost because FP32 ships.
+
+    Args:
+        floats: FP32.
+        asked: what INT8 has.
+        examples: validation images.
+        logits: float32 (images, classes): what the compiled form answers to them.
     """
     card = floats.card
-    labels = np.zeros((len(examples), len(card.class_names)), np.bool_)
-    for row, example in enumerate(examples):
-        labels[row, list(example.labels)] = True
-    images = np.stack([load_image(example.load(), card.preprocessing) for example in examples])
     confidence = fitted_confidence(
-        answers_of_form(form, card, images), labels, task=card.task, wanted_precision=asked.wanted_precision
+        logits, labels_of(examples, card), task=card.task, wanted_precision=asked.wanted_precision
     )
     seen = ImageSet.from_hashes(example.pixel_sha256 for example in examples)
     card = replace(card, confidence=confidence, seen=card.seen | seen)
@@ -163,10 +309,12 @@ def _check_pair(given: SourceGraph, floats: SourceGraph) -> None:
         )
 
 
-def _validation(data: str, card: ModelCard, options: CompileOptions) -> tuple[Example, ...]:
+def _validation(data: str, card: ModelCard, options: CompileOptions, place: Place) -> tuple[Example, ...]:
     dataset = load_dataset(data, DataOptions(max_skipped=options.max_skipped, task=card.task))
     dataset = align_classes(dataset, card.class_names, class_map=options.class_map)
-    return spread_over_classes(dataset.val, MAX_IMAGES)
+    rule = card.preprocessing
+    most = max(1, min(MAX_IMAGES, place.max_image_bytes // (rule.height * rule.width * 3)))
+    return spread_over_classes(dataset.val, most)
 
 
 def weight_bits_of(

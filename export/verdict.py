@@ -51,6 +51,7 @@ class Figures:
         p90_ns: nearest rank.
         size_bytes: of the compiled form.
         weight_bits: 8 or 7 of INT8, None of FP32.
+        form: of an engine, such as `strong-fp16`; else empty.
         times_ns: int64 (queries,), all counted times.
     """
 
@@ -60,6 +61,7 @@ class Figures:
     size_bytes: int
     weight_bits: int | None
     times_ns: IntArray = field(repr=False, compare=False)
+    form: str = ""
 
     def to_json(self) -> JsonObject:
         """Return the figures for a manifest, times in milliseconds; the single times are left out."""
@@ -71,6 +73,7 @@ class Figures:
             "queries": int(self.times_ns.size),
             "size_bytes": self.size_bytes,
             **bits,
+            **({"form": self.form} if self.form else {}),
         }
 
 
@@ -109,6 +112,8 @@ class Measurement:
         instructions: what int8 is multiplied with there.
         versions: package -> version of what ran and compiled the forms.
         threads: of the backend, as it says itself.
+        float_name: what the float one is called: `FP16` of a TensorRT engine, whose float graph is built so.
+        float_logits: float32 (images, classes): what the float one answers.
     """
 
     target: str
@@ -125,6 +130,12 @@ class Measurement:
     instructions: str
     versions: Mapping[str, str]
     threads: str
+    float_name: str = "FP32"
+    float_logits: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    def name_of(self, precision: Precision) -> str:
+        """Return what a sentence calls a precision here."""
+        return "INT8" if precision == "int8" else self.float_name
 
     def to_json(self) -> JsonObject:
         """Return the numbers for a manifest; of the flips, how many."""
@@ -201,7 +212,7 @@ def verdict_of(measurements: tuple[Measurement, ...], asked: Asked, limits: Limi
     verdict = Verdict(
         asked=asked,
         precision=found[0].precision if asked == "auto" else asked,
-        sentence=found[0].sentence if asked == "auto" else _as_asked(asked, found[0]),
+        sentence=found[0].sentence if asked == "auto" else _as_asked(asked, found[0], measurements[0]),
         limits=limits,
         measurements=measurements,
         decisions=found,
@@ -212,7 +223,7 @@ def verdict_of(measurements: tuple[Measurement, ...], asked: Asked, limits: Limi
             _log.warning(
                 "`%s` alone would ship %s; `%s` decides, as the first target. A bundle for each ships both",
                 measurement.target,
-                decision.precision.upper(),
+                measurement.name_of(decision.precision),
                 measurements[0].target,
             )
     return verdict
@@ -228,7 +239,9 @@ def decision_of(measurement: Measurement, limits: Limits) -> Decision:
     against = [*_lost(measurement, limits), *_not_faster(measurement)]
     precision: Precision = "fp32" if against else "int8"
     why = f"INT8 {_joined(against)}: " if against else ""
-    return Decision(precision=precision, sentence=f"{precision.upper()} ships: {why}{_numbers(measurement)}")
+    return Decision(
+        precision=precision, sentence=f"{measurement.name_of(precision)} ships: {why}{_numbers(measurement)}"
+    )
 
 
 def _joined(parts: list[str]) -> str:
@@ -241,7 +254,7 @@ def _lost(measurement: Measurement, limits: Limits) -> list[str]:
     if points > limits.max_drop + 1e-9:  # so that 0.5 points are 0.5 points in binary, too
         lost.append(f"loses {points:.2f} points of accuracy ({limits.max_drop:g} are allowed)")
     if 100 * measurement.agreement < limits.min_agreement - 1e-9:
-        lost.append(f"agrees with FP32 on less than {limits.min_agreement:g} % of the images")
+        lost.append(f"agrees with {measurement.float_name} on less than {limits.min_agreement:g} % of the images")
     return lost
 
 
@@ -283,10 +296,14 @@ def _named(metric: str) -> str:
     return "accuracy" if metric == "top-1" else metric
 
 
-def _as_asked(asked: Precision, decision: Decision) -> str:
+def _as_asked(asked: Precision, decision: Decision, measurement: Measurement) -> str:
     numbers = decision.sentence.partition(": ")[2]
-    also = "as `auto` would" if decision.precision == asked else f"`auto` would take {decision.precision.upper()}"
-    return f"{asked.upper()} ships, as asked ({also}): {numbers}"
+    also = (
+        "as `auto` would"
+        if decision.precision == asked
+        else f"`auto` would take {measurement.name_of(decision.precision)}"
+    )
+    return f"{measurement.name_of(asked)} ships, as asked ({also}): {numbers}"
 
 
 def merged_choice(before: JsonObject | None, verdict: Verdict) -> JsonObject:

@@ -18,7 +18,7 @@ from edgebert.bench.report.figures import theme_colour, themed_svg
 from edgebert.bench.report.page import MAX_REPORT_BYTES
 from edgebert.bench.report.table import milliseconds, percent, size_text
 from edgebert.errors import EdgebertError
-from edgebert.export.verdict import Figures, Flip, Measurement, Verdict, ratio_text
+from edgebert.export.verdict import Flip, Measurement, Verdict, ratio_text
 from edgebert.extras import require
 from edgebert.manifest import Precision
 
@@ -59,6 +59,7 @@ class PageTarget:
     """What the page shows of a target."""
 
     name: str
+    float_name: str
     sentence: str
     metric: str
     rows: tuple[PageRow, ...]
@@ -104,7 +105,7 @@ def page_of_verdict(verdict: Verdict, name: str) -> bytes:
         left -= len(shown)
         targets.append(_page_target(verdict, number, shown))
     page = environment.get_template(_TEMPLATE).render(
-        title=printable(f"{name}: {verdict.precision.upper()} ships"),
+        title=printable(f"{name}: {verdict.measurements[0].name_of(verdict.precision)} ships"),
         asked=verdict.asked,
         sentence=printable(verdict.sentence),
         max_drop=f"{verdict.limits.max_drop:g}",
@@ -126,11 +127,12 @@ def _page_target(verdict: Verdict, number: int, shown: tuple[Flip, ...]) -> Page
     versions = ", ".join(f"{package} {version}" for package, version in measurement.versions.items())
     return PageTarget(
         name=measurement.target,
+        float_name=measurement.float_name,
         sentence=printable(decision.sentence),
         metric=measurement.metric,
         rows=(
-            _row("fp32", measurement.fp32, "1", verdict),
-            _row("int8", measurement.int8, ratio, verdict),
+            _row("fp32", measurement, "1", verdict),
+            _row("int8", measurement, ratio, verdict),
         ),
         note=printable(
             f"{measurement.hardware}; int8 on {measurement.instructions}; {versions}; {measurement.threads} threads; "
@@ -144,9 +146,10 @@ def _page_target(verdict: Verdict, number: int, shown: tuple[Flip, ...]) -> Page
     )
 
 
-def _row(precision: Precision, figures: Figures, ratio: str, verdict: Verdict) -> PageRow:
+def _row(precision: Precision, measurement: Measurement, ratio: str, verdict: Verdict) -> PageRow:
+    figures = measurement.int8 if precision == "int8" else measurement.fp32
     return PageRow(
-        name=precision.upper(),
+        name=f"{measurement.name_of(precision)} ({figures.form})" if figures.form else measurement.name_of(precision),
         ships=precision == verdict.precision,
         cells=(
             percent(figures.accuracy),
@@ -193,7 +196,7 @@ def latency_figure(measurement: Measurement, name: str) -> str:
 
     def draw(axes: Axes) -> None:
         for label, figures, colour in (
-            ("FP32", measurement.fp32, theme_colour(0)),
+            (measurement.float_name, measurement.fp32, theme_colour(0)),
             ("INT8", measurement.int8, theme_colour(1)),
         ):
             times = np.sort(figures.times_ns) / 1e6

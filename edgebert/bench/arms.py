@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgebert.artefact import Kind, kind_of
+from edgebert.bundle import read_bundle
 from edgebert.errors import BadDataError, InputNotFoundError, UsageError
-from edgebert.target import resolve_target
+from edgebert.target import beside_of, resolve_target
 
 MAX_NAME = 80
 
@@ -62,12 +63,16 @@ def arms_from_paths(paths: Sequence[str | Path], targets: Sequence[str]) -> list
 
 
 def named_arms(entries: Sequence[tuple[str, Path, Kind]], targets: Sequence[str]) -> list[ArmRequest]:
-    """Return the arms of entries (name, path, kind), every name once: the second `a` is `a-2`."""
+    """Return the arms of entries (name, path, kind), every name once: the second `a` is `a-2`.
+
+    A bundle that holds a second form beside that of a target, as `compile --keep-both` makes it, has an arm for each.
+    """
     arms: list[ArmRequest] = []
     taken: set[str] = set()
     for name, path, kind in entries:
-        for target in (None,) if kind == "checkpoint" or not targets else tuple(dict.fromkeys(targets)):
-            wanted = f"{name}@{target}" if len(targets) > 1 and target else name
+        held = _held(path, kind, targets)
+        for target in held or (None,):
+            wanted = f"{name}@{target}" if len(held) > 1 and target else name
             unique, count = wanted, 1
             while unique in taken:
                 count += 1
@@ -92,6 +97,20 @@ def find_arm(arms: Sequence[str], name: str, *, flag: str) -> int:
     if name not in arms:
         raise UsageError(f"`--{flag} {name}` names no arm", expected=", ".join(arms))
     return arms.index(name)
+
+
+def _held(path: Path, kind: Kind, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the targets of one artefact's arms, each once; what its bundle holds beside the form of a target, too."""
+    if kind == "checkpoint":
+        return ()
+    found = []
+    for target in map(resolve_target, targets):
+        found.append(target.name)
+        others = [other.name for other in beside_of(target)]
+        if kind == "bundle" and others:
+            forms = {form.target for form in read_bundle(path).manifest.forms}
+            found += [other for other in others if other in forms]
+    return tuple(dict.fromkeys(found))
 
 
 def _entry(entry: str | Path) -> tuple[str, Path, Kind]:

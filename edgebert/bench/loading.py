@@ -145,10 +145,11 @@ def _first_available(choices: list[Choice]) -> Choice:
 def _read_bundle(request: LoadRequest) -> _Readable:
     bundle = read_bundle(Path(request.path))
     manifest = bundle.manifest
+    form = None if request.target is None else manifest.form(request.target)
     return _Readable(
         choices=choices_for(bundle, request.target, request.threads),
         card=manifest.card,
-        precision=manifest.precision,
+        precision=manifest.precision if form is None else form.precision(manifest.precision),
         source_model=_source_model(manifest.card),
         other_files={MANIFEST_FILE: len(bundle.files[MANIFEST_FILE])},
         bundle_digest=bundle.digest,

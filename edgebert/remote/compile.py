@@ -1,17 +1,16 @@
 """`edgebert compile ... --host USER@HOST`: forms for a device, converted and answered there, into a bundle that is written here.
 
-What needs the workbench (placements, 7-bit weights, the uint8 form of ONNX Runtime) is done on this computer; OpenVINO's conversion,
-every answer that the bundle records, and the opening of the finished bundle happen on the device, with its own backend.
+What needs the workbench (placements, 7-bit weights, the uint8 form of ONNX Runtime, the graphs of TensorRT's typings) is done on this
+computer; OpenVINO's conversion, the build of an engine, what is measured, every answer of a form that the bundle records, and the
+opening of the finished bundle happen on the device, with its own backend.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +18,28 @@ from numpy.typing import NDArray
 from edgebert._console import printable
 from edgebert._json import JsonObject
 from edgebert.bench.codec import from_json
-from edgebert.errors import BadDataError, RefusedError, UnavailableError, UsageError
+from edgebert.errors import BadDataError, RefusedError, UnavailableError
 from edgebert.export.compile import CompileReport, bundle_from_graph
 from edgebert.export.compile_options import CompileOptions
-from edgebert.export.forms import Builder
+from edgebert.export.engine_choice import ChosenEngine, EngineSettings, Trial
+from edgebert.export.forms import Builder, CompiledForm
 from edgebert.export.ir import IrFiles
-from edgebert.export.place import Place, Rows
+from edgebert.export.place import Compared, Place, Rows
 from edgebert.remote.agent import plain_text
+from edgebert.remote.engine import array_of, compared_on, engine_on
 from edgebert.remote.objects import files_to_json, object_of_bytes, object_of_file
 from edgebert.remote.session import DeviceSession, Reply
 from edgebert.remote.ssh import SshOptions
 from edgebert.remote.transport import Transport
 from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.runner import InputSpec
+from edgebert.runtime.tensorrt_api import Typing
 from edgebert.target import Target
 
 _log = logging.getLogger("edgebert")
 
 _SECONDS = 900.0  # of one conversion, or of the answers to all canaries
-_ENGINE_SECONDS = 7200.0  # a TensorRT engine is timed tactic by tactic
+_MAX_IMAGE_BYTES = 256 << 20  # of the validation images that a device is sent: 1,783 of 224 x 224
 _MAX_IR_GROWTH = 4  # an IR holds what its ONNX file holds; more is not one
 
 
@@ -56,24 +58,17 @@ def bundle_on(
         transport: how the device is reached.
         graph: an ONNX file of edgebert's.
         output: the bundle's folder, on this computer.
-        options: targets, canaries, weights; a precision cannot be chosen by measurement on a device.
+        options: targets, canaries, weights, and which precision ships: what is measured for that is measured on the device.
         keep: leave what is pushed on the device.
         ssh: how it is reached, over SSH.
 
     Raises:
-        UsageError: a precision is to be chosen by measurement.
         LinkLostError: the device cannot be reached, or the link broke; no bundle was written.
         RefusedError: a host key, a login or an answer cannot be trusted.
         EdgebertError: what `bundle_from_graph` raises, here or there.
     """
-    if options.precision == "auto" or options.data is not None:
-        raise UsageError(
-            "`--precision` with `--data` measures on this computer, and `--host` compiles for another one",
-            expected="--host with the graph that ships",
-            hint="compile both graphs with --host, then: edgebert bench A.edgebert B.edgebert --data DATA --host USER@HOST",
-        )
     with DeviceSession(transport, ssh=ssh, keep=keep) as session:
-        return bundle_from_graph(graph, output, options, DevicePlace(session))
+        return bundle_from_graph(graph, output, options, DevicePlace(session, keep=keep))
 
 
 class DevicePlace(Place):
@@ -81,11 +76,14 @@ class DevicePlace(Place):
 
     Args:
         session: with it.
+        keep: leave the times of kernels there, for the next engine.
     """
 
-    def __init__(self, session: DeviceSession) -> None:
+    max_image_bytes = _MAX_IMAGE_BYTES
+
+    def __init__(self, session: DeviceSession, *, keep: bool = False) -> None:
         self._session = session
-        self._builder = _DeviceBuilder(session)
+        self._builder = _DeviceBuilder(session, keep=keep)
 
     @property
     def builder(self) -> Builder:
@@ -136,7 +134,17 @@ class DevicePlace(Place):
             "tensors": pixels.sha256,
         }
         reply = self._session.ask("answers", request, timeout_s=_SECONDS)
-        return self._rows(reply, len(tensors), spec.classes)
+        return array_of(self._session.name, reply.blobs.get("rows", b""), (len(tensors), spec.classes))
+
+    def compared(
+        self, forms: Sequence[CompiledForm], spec: InputSpec, images: NDArray[np.uint8], *, max_seconds: float
+    ) -> Compared:
+        """Ask forms of all images there, and time them in interleaved blocks.
+
+        Raises:
+            RefusedError: it answers with something else.
+        """
+        return compared_on(self._session, forms, spec, images, max_seconds=max_seconds)
 
     def opens(self, folder: Path, target: str) -> bool:
         """Open one form of a bundle there; False where it cannot run there."""
@@ -150,25 +158,17 @@ class DevicePlace(Place):
             return False
         return True
 
-    def _rows(self, reply: Reply, images: int, classes: int) -> Rows:
-        try:
-            rows = np.lib.format.read_array(io.BytesIO(reply.blobs.get("rows", b"")), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise RefusedError(f"`{self._session.name}` answers with no array") from error
-        if rows.dtype != np.float32 or rows.shape != (images, classes):
-            raise RefusedError(
-                f"`{self._session.name}` answers with {rows.dtype} {rows.shape}",
-                expected=f"float32 ({images}, {classes})",
-            )
-        return np.array(rows, np.float32)
-
 
 class _DeviceBuilder:
     """What builds forms on a device, and what is known of it."""
 
-    def __init__(self, session: DeviceSession) -> None:
-        self._session = session
+    def __init__(self, session: DeviceSession, *, keep: bool) -> None:
+        self._session, self._keep = session, keep
         self._known: dict[str, Reply] = {}
+
+    @property
+    def name(self) -> str:
+        return self._session.name
 
     @property
     def machine(self) -> str:
@@ -200,10 +200,8 @@ class _DeviceBuilder:
             raise RefusedError(f"`{self._session.name}` makes an IR of {sum(map(len, files.values())):,} bytes")
         return IrFiles(xml=files["model.xml"], bin=files["model.bin"])
 
-    def engine(self, graph: bytes, target: Target) -> NoReturn:
-        """The seam for TensorRT: the builder of the device makes the files; here they become a form, with its fingerprint."""
-        self._built("engine", graph, target, {}, ("model.plan",))
-        raise UnavailableError(f"`{target.name}`: this version makes no form of an engine")
+    def engine(self, graphs: Mapping[Typing, bytes], settings: EngineSettings, trial: Trial) -> ChosenEngine:
+        return engine_on(self._session, graphs, settings, trial, keep=self._keep)
 
     def _built(
         self, builder: str, graph: bytes, target: Target, more: JsonObject, names: tuple[str, ...]
@@ -217,7 +215,7 @@ class _DeviceBuilder:
             "graph": entry.sha256,
             **more,
         }
-        reply = self._session.ask("form", request, timeout_s=_ENGINE_SECONDS if builder == "engine" else _SECONDS)
+        reply = self._session.ask("form", request, timeout_s=_SECONDS)
         if set(reply.blobs) != set(names):
             said = ", ".join(printable(name)[:40] for name in reply.blobs) or "nothing"
             raise RefusedError(f"`{self._session.name}` makes {said}", expected=", ".join(names))

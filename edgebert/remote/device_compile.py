@@ -1,10 +1,11 @@
-"""What `compile` and `size` ask of a device: to build a form from a graph, to run it, and to open a bundle as a user would."""
+"""What `compile` and `size` ask of a device: to build a form from a graph, to run it, and to open a bundle as a user would.
+
+Engines have a room of their own: `edgebert.remote.device_engine`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import io
 import json
 import tempfile
@@ -16,7 +17,7 @@ import numpy as np
 
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.codec import to_json
-from edgebert.errors import BadDataError, UnavailableError, UsageError
+from edgebert.errors import BadDataError, UsageError
 from edgebert.extras import installed_version
 from edgebert.fingerprint import machine
 from edgebert.runtime.classifier import Classifier
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from edgebert.remote.frames import Frame
 
 _Answer = tuple[JsonObject, Mapping[str, bytes]]
-_ENGINE_BUILDER = "edgebert.export.engine"  # looked for when it is asked for: not every wheel has it
 
 
 def form(_link: Link, store: Store, request: Frame) -> _Answer:
@@ -95,13 +95,4 @@ def _ir(graph: bytes, fields: Fields) -> dict[str, bytes]:
     return {"model.xml": xml, "model.bin": weights}
 
 
-def _engine(_graph: bytes, _fields: Fields) -> dict[str, bytes]:
-    """The seam for `edgebert.export.engine.build_engine(graph, options) -> EngineReport`: its files, by name, are the form."""
-    if importlib.util.find_spec(_ENGINE_BUILDER) is None:
-        raise UnavailableError(
-            "this version of edgebert builds no TensorRT engine on a device", expected="targets cpu, intel-cpu"
-        )
-    raise UnavailableError(f"`{_ENGINE_BUILDER}` is here, and nothing of a session calls it yet")
-
-
-BUILDERS: Mapping[str, Callable[[bytes, Fields], dict[str, bytes]]] = {"engine": _engine, "ir": _ir}
+BUILDERS: Mapping[str, Callable[[bytes, Fields], dict[str, bytes]]] = {"ir": _ir}

@@ -7,6 +7,7 @@
     launch {arms, options, selection, …}    -> answer {…} with the columns of one launch, for `edgebert size`
     images {selection}                      -> answer {otherwise}: which of the images this device decodes otherwise
     form, answers, open                     -> see `edgebert.remote.device_compile`
+    engine, compare                         -> see `edgebert.remote.device_engine`
     bye   {keep}                            -> answer {}, and the end
 
 What a command refuses is an `error` with the parts of an `EdgebertError`. The bootstrap (`edgebert.remote.bootstrap`) starts it.
@@ -29,6 +30,7 @@ from edgebert.errors import EdgebertError, MemoryExhaustedError
 from edgebert.extras import switch_off_telemetry
 from edgebert.remote.device_bench import bench, changed_images, one_launch
 from edgebert.remote.device_compile import answers, form, opens
+from edgebert.remote.device_engine import compare, engine
 from edgebert.remote.device_facts import device_facts
 from edgebert.remote.device_link import GIVEN_UP, ByteReader, Link, LinkClosed
 from edgebert.remote.device_store import Store, default_root
@@ -46,6 +48,8 @@ def _there(_link: Link, store: Store, request: Frame) -> _Answer:
 COMMANDS: Mapping[str, Callable[[Link, Store, Frame], _Answer]] = {
     "answers": answers,
     "bench": bench,
+    "compare": compare,
+    "engine": engine,
     "facts": device_facts,
     "form": form,
     "images": changed_images,

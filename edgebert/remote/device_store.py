@@ -7,6 +7,7 @@ was computed from the file, and nothing is used whose hash was not computed in t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -111,6 +112,14 @@ class Store:
             ) from error
         self._whole.add(sha256)
         return True
+
+    def keep(self, content: bytes) -> None:
+        """Store what was made here, so that the host need not send it.
+
+        Raises:
+            CannotWriteError: the disk is full, or the folder cannot be written.
+        """
+        self.receive(hashlib.sha256(content).hexdigest(), len(content), 0, iter((content,)))
 
     def path(self, sha256: str) -> Path:
         """Return the file of an object that was pushed.

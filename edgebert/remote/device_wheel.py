@@ -46,8 +46,10 @@ HOST_ONLY = (
     "edgebert.remote.compile",
     "edgebert.remote.device_wheel",
     "edgebert.remote.devices",
+    "edgebert.remote.engine",
     "edgebert.remote.fleet",
     "edgebert.remote.install",
+    "edgebert.remote.installation",
     "edgebert.remote.objects",
     "edgebert.remote.run_folder",
     "edgebert.remote.session",
@@ -66,6 +68,7 @@ ON_DEVICE = (
     "edgebert.export.engine_build",
     "edgebert.export.engine_cache",
     "edgebert.export.engine_child",
+    "edgebert.export.engine_choice",
     "edgebert.export.engine_process",
 )
 

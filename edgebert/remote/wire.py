@@ -93,6 +93,20 @@ def selection_from_json(fields: Fields, path_of: Callable[[str], Path]) -> Selec
     )
 
 
+def names_of_times(forms: int, rounds: int) -> dict[str, tuple[int, int, int]]:
+    """Return the names of the columns that `edgebert.bench.rounds.Times` are sent as: of each form, round and block of two.
+
+    >>> list(names_of_times(2, 1))
+    ['0-0-0', '0-0-1', '1-0-0', '1-0-1']
+    """
+    return {
+        f"{form}-{round_}-{block}": (form, round_, block)
+        for form in range(forms)
+        for round_ in range(rounds)
+        for block in range(2)
+    }
+
+
 def columns_to_bytes(columns: Mapping[str, IntArray]) -> bytes:
     """Return arrays as the bytes of a compressed `.npz`."""
     stream = io.BytesIO()

@@ -43,6 +43,7 @@ class Choice:
         source: the verified bytes.
         options: how it is opened.
         weight_bits: 8 or 7 of an INT8 model, None of a float one.
+        beside: precision of a form that is kept beside what ships; else empty.
     """
 
     target: str
@@ -50,11 +51,12 @@ class Choice:
     source: ModelSource
     options: RunnerOptions
     weight_bits: int | None = None
+    beside: str = ""
 
     @property
     def engine(self) -> str:
         """The key of its logits in `Canary.logits`."""
-        return engine_name(self.backend, self.options.device)
+        return engine_name(self.backend, self.options.device, beside=self.beside)
 
     @property
     def saturates(self) -> bool:
@@ -82,7 +84,9 @@ def choices_for(bundle: Bundle, target: str | None, threads: int) -> list[Choice
             )
         _check_fits(bundle, form)
         return [_form_choice(bundle, form, threads)]
-    fitting = [_form_choice(bundle, form, threads) for form in forms if not misfits_of(form)]
+    # What is kept beside what ships is for who asks for it by name.
+    shipped = [form for form in forms if not resolve_target(form.target).beside]
+    fitting = [_form_choice(bundle, form, threads) for form in shipped if not misfits_of(form)]
     recorded = bundle.manifest.canaries[0].logits
     portable = [portable_choice(bundle, backend, threads) for backend in PORTABLE_BACKENDS if backend in recorded]
     if not fitting and not portable:
@@ -164,7 +168,12 @@ def _form_choice(bundle: Bundle, form: BundleForm, threads: int) -> Choice:
     options = RunnerOptions(device=form.device, threads=threads, disabled_optimizers=form.disabled_optimizers)
     source = ModelSource(spec=_spec(bundle), files=bundle.form_files(form))
     return Choice(
-        target=form.target, backend=form.backend, source=source, options=options, weight_bits=form.weight_bits
+        target=form.target,
+        backend=form.backend,
+        source=source,
+        options=options,
+        weight_bits=form.weight_bits,
+        beside=resolve_target(form.target).beside,
     )
 
 

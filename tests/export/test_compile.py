@@ -343,7 +343,7 @@ def test_a_narrow_decision_is_warned_of(toy: Any, tmp_path: Path, caplog: pytest
 def _with_other_weights(toy: Any) -> Callable[..., CompiledForm]:
     """Return a compiler that makes another model of every graph."""
 
-    def compile_wrongly(graph: bytes, target: Any, _builder: Any) -> CompiledForm:
+    def compile_wrongly(graph: bytes, target: Any, *_: Any) -> CompiledForm:
         form = form_from_graph(graph, target)
         return replace(form, files={"model.onnx": toy.graph()})
 

@@ -175,9 +175,10 @@ def test_form_from_graph_makes_the_target_s_files(int8_graph: bytes, target: str
 
 
 def test_form_from_graph_says_that_engines_are_built_on_the_device(fp32_graph: bytes) -> None:
-    with pytest.raises(UnavailableError, match="built on the device and not by this version") as caught:
+    with pytest.raises(UnavailableError, match="TensorRT is not on this computer") as caught:
         form_from_graph(fp32_graph, resolve_target("jetson-orin-nano"))
     assert caught.value.exit_code == 69
+    assert "--host USER@HOST" in str(caught.value.hint)
 
 
 def test_every_target_has_a_form() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from edgebert import Classifier
+from edgebert.bench.rounds import timed_rounds
 from edgebert.bundle import read_bundle
 from edgebert.data import Example, load_dataset
 from edgebert.errors import BadDataError, CannotWriteError, EdgebertError, UsageError
@@ -36,7 +37,7 @@ from edgebert.export.verdict import (
     ratio_text,
     verdict_of,
 )
-from edgebert.export.verdict_measure import timed_rounds, verdict_from_forms
+from edgebert.export.verdict_measure import verdict_from_forms
 from edgebert.export.verdict_report import page_of_verdict
 from edgebert.runtime.runner import check_device
 from edgebert.stages import STAGES, StageCall
@@ -476,10 +477,15 @@ def test_compile_as_given_still_measures_nothing(digits_pair: GraphPair, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("precision", "given"), [("as-given", (None, None)), ("auto", ("digits", Path("student.onnx")))]
+    ("precision", "target", "given"),
+    [
+        ("as-given", "cpu", (None, None)),
+        ("as-given", "jetson", ("digits", None)),  # the typings of its engine are measured on them
+        ("auto", "cpu", ("digits", Path("student.onnx"))),
+    ],
 )
 def test_compile_stage_of_a_recipe_names_data_and_float_graph_where_they_are_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, given: tuple[str | None, Path | None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, target: str, given: tuple[str | None, Path | None]
 ) -> None:
     called: list[CompileOptions] = []
 
@@ -494,7 +500,7 @@ def test_compile_stage_of_a_recipe_names_data_and_float_graph_where_they_are_wan
             data="digits",
             inputs={"export": Path("student.onnx"), "quantize": Path("student.int8.onnx")},
             output=tmp_path / "d.edgebert",
-            options=CompileOptions(precision=precision, data="digits"),
+            options=CompileOptions(targets=(target,), precision=precision, data="digits"),
             interrupted=False,
         )
     )

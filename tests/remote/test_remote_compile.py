@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from edgebert import Classifier
 from edgebert.bundle import read_bundle
-from edgebert.errors import LinkLostError, RefusedError, UnavailableError, UsageError
+from edgebert.errors import LinkLostError, RefusedError, UnavailableError
 from edgebert.remote.transport import LocalPipe, transport_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ pytest.importorskip("onnxruntime")
 from edgebert.export.compile import CompileOptions
 from edgebert.export.metadata import bytes_of_model, parse_graph, with_metadata
 from edgebert.remote.compile import DevicePlace, bundle_on
+from edgebert.remote.engine import array_of
 
 Start = Callable[..., Any]
 
@@ -101,27 +103,12 @@ def test_bundle_on_refuses_a_target_that_the_device_lacks(pipe: LocalPipe, graph
     assert not (tmp_path / "toy.edgebert").exists()
 
 
-def test_bundle_on_refuses_a_precision_that_would_be_measured_here(
-    pipe: LocalPipe, graph: Path, tmp_path: Path
-) -> None:
-    options = CompileOptions(targets=("cpu",), precision="auto", float_graph=graph, data="digits")
-    with pytest.raises(UsageError, match="measures on this computer"):
-        bundle_on(pipe, graph, tmp_path / "toy.edgebert", options)
-
-
 @pytest.mark.parametrize("rows", [np.zeros((1, 4), np.float32), np.zeros((4, 4)), np.array([None])])
 def test_rows_of_another_shape_or_type_are_refused(rows: Any) -> None:
-    import io
-
-    from edgebert._json import Fields
-    from edgebert.remote.session import Reply
-
     stream = io.BytesIO()
     np.lib.format.write_array(stream, rows, allow_pickle=True)
-    place = DevicePlace.__new__(DevicePlace)
-    place._session = type("Named", (), {"name": "device"})()
     with pytest.raises(RefusedError):
-        place._rows(Reply(fields=Fields({}, what="x"), blobs={"rows": stream.getvalue()}), 4, 4)
+        array_of("device", stream.getvalue(), (4, 4))
 
 
 @pytest.mark.slow

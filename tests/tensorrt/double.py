@@ -20,6 +20,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -769,4 +770,6 @@ def script_from_environment() -> Script:
     given = json.loads(os.environ.get("EDGEBERT_TEST_TENSORRT", "{}"))
     dies = given.pop("dies", "")
     given.pop("version", None)
-    return Script(dies=getattr(signal, dies) if dies else 0, **given)
+    library = os.environ.get("EDGEBERT_TEST_CUDART")
+    cudart = None if library is None else CudartDouble(Path(library))
+    return Script(dies=getattr(signal, dies) if dies else 0, cudart=cudart, **given)

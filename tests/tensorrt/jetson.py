@@ -6,16 +6,18 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from edgebert._json import Fields
 from edgebert.export import engine_child
 from edgebert.export.engine_build import PlanRequest, build_plan
+from edgebert.export.engine_process import MemoryPeak
 from edgebert.fingerprint import GpuFacts
 from edgebert.runtime import tensorrt_runner
 from edgebert.runtime.engine_manifest import ENGINE_FILE, PLAN_FILE, EngineManifest, engine_fingerprint
@@ -69,6 +71,33 @@ class Jetson:
         """Install another TensorRT."""
         self.trt = tensorrt_double(version, self.script)
         self._patch.setitem(sys.modules, "tensorrt", self.trt)
+
+    def builds_here(self) -> None:
+        """Let engines be built in this process, as the child process builds them; it is started for real in `test_engine.py`."""
+        for module in ("edgebert.export.forms", "edgebert.export.place"):
+            self._patch.setattr(f"{module}.machine", lambda: "aarch64")
+        self._patch.setattr("edgebert.export.engine.run_build", self._run_build)
+
+    def _run_build(
+        self,
+        request: PlanRequest,
+        graph: Path,
+        plan: Path,
+        cache: Path | None,
+        *,
+        what: str,
+        timeout_s: float,
+        progress: Callable[[str, int], Any],
+    ) -> tuple[Fields, MemoryPeak]:
+        version = self.trt.__version__
+        fingerprint = engine_fingerprint(self.facts, tensorrt=version, machine="aarch64")
+        with progress(what, 100) as shown:
+            built = build_plan(
+                self.trt, graph, request, plan, None, lambda share, phase: shown.advance(note=phase) is None
+            )
+        told = {**asdict(built), "flags": list(built.flags), "notes": list(built.notes), "tensorrt": version}
+        answer = Fields({**told, "fingerprint": fingerprint.to_json()}, what="a build")
+        return answer, MemoryPeak(resident_mib=700, least_available_mib=3000)
 
     def engine(self, graph: bytes, **changes: Any) -> dict[str, bytes]:
         """Build an engine in this process and return its files."""

@@ -84,6 +84,12 @@ class Activity:
     quota: QuotaUsage | None = None
 
 
+def hardware_name() -> str:
+    """Return what a short table calls this computer: its processor, or its board where that has no name, as on a Jetson."""
+    device = read_environment().device
+    return device.cpu.model or device.model or "unknown"
+
+
 def read_environment(root: Path = Path("/")) -> Environment:
     """Read what can be read of this computer.
 
