@@ -2,6 +2,7 @@
 
     python benchmarks/remote_cuts.py
     python benchmarks/remote_cuts.py --positions 12 --silent 2
+    python benchmarks/remote_cuts.py --kept FILE.jsonl     # go on where an earlier call was ended
 
 A device on the loopback (an SSH server that runs the commands in a home folder of its own, or sshd with `benchmarks/remote_sshd.py`) is
 benched through a proxy that resets the connection after so many bytes of both directions together: from the first byte of the
@@ -30,6 +31,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from _ssh_device import CuttingProxy, SshDevice, as_host, processes_of
@@ -83,16 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--silent", type=int, default=20, help="of the positions, those where the link falls silent")
     parser.add_argument("--resume-every", type=int, default=10)
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the device's Python")
-    parser.add_argument("--json", type=Path, help="write every cut there")
+    parser.add_argument(
+        "--kept", type=Path, help="keep each cut there, one a line, and make those alone that are not there yet"
+    )
     given = parser.parse_args(arguments)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it notes every write to a link that was cut
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         as_host(work / "host")
         with SshDevice(home=work / "device", host_home=work / "host", python=given.python) as device:
-            cuts = swept(work, device, given.positions, given.silent, given.resume_every)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(cut) for cut in cuts], indent=1) + "\n", encoding="utf-8")
+            cuts = swept(work, device, given.positions, given.silent, given.resume_every, kept=given.kept)
     wrong = [cut for cut in cuts if cut.wrong]
     for cut in wrong:
         print(f"cut after {cut.after_bytes:,} bytes: {'; '.join(cut.wrong)}")
@@ -117,21 +119,53 @@ def some_images(folder: Path, class_names: Sequence[str]) -> Path:
 
 
 def swept(
-    work: Path, device: SshDevice, positions: int, silent: int, resume_every: int, *, home: Path | None = None
+    work: Path,
+    device: Device,
+    positions: int,
+    silent: int,
+    resume_every: int,
+    *,
+    home: Path | None = None,
+    kept: Path | None = None,
 ) -> list[Cut]:
-    """Cut at so many positions, half of them with everything to be sent."""
+    """Cut at so many positions, half of them with everything to be sent; with `kept`, those that are not in that file yet."""
     work.mkdir(exist_ok=True)
     sweep = Sweep(work, device, home or work / "host")
     every = max(1, positions // silent) if silent else positions + 1
-    fresh, kept = positions - positions // 2, positions // 2
-    places = [(after, False) for after in _positions(sweep.whole(keep=False), fresh)]
-    places += [(after, True) for after in _positions(sweep.whole(keep=True), kept)]
-    return [
-        sweep.cut(
-            after, keep=keep, silent=number % every == every - 1, resume=number % resume_every == resume_every - 1
+    asked = [positions, silent, resume_every]
+    places, cuts = _already_cut(kept, asked)
+    if not places:
+        places = [(after, False) for after in _positions(sweep.whole(keep=False), positions - positions // 2)]
+        places += [(after, True) for after in _positions(sweep.whole(keep=True), positions // 2)]
+        _keep(kept, {"asked": asked, "places": places})
+    filled = False
+    for number, (after, keep) in list(enumerate(places))[len(cuts) :]:
+        if keep and not filled:  # the cuts before this one left nothing on the device, or half of it
+            sweep.whole(keep=True)
+            filled = True
+        silently, resume = number % every == every - 1, number % resume_every == resume_every - 1
+        cuts.append(sweep.cut(after, keep=keep, silent=silently, resume=resume))
+        _keep(kept, asdict(cuts[-1]))
+    return cuts
+
+
+def _keep(kept: Path | None, entry: dict[str, object]) -> None:
+    if kept is not None:
+        with kept.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def _already_cut(kept: Path | None, asked: list[int]) -> tuple[list[tuple[int, bool]], list[Cut]]:
+    """Return the places of an earlier call that was asked the same, and its cuts; nothing where there was none."""
+    if kept is None or not kept.exists():
+        return [], []
+    head, *rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    if head["asked"] != asked:
+        sys.exit(
+            f"`{kept}` holds cuts of {head['asked']}, and not of {asked} (positions, silent, resume every): remove it"
         )
-        for number, (after, keep) in enumerate(places)
-    ]
+    cuts = [Cut(**{**row, "wrong": tuple(row["wrong"])}) for row in rows]
+    return [(after, keep) for after, keep in head["places"]], cuts
 
 
 def _positions(whole: int, count: int) -> list[int]:
@@ -142,10 +176,19 @@ def _positions(whole: int, count: int) -> list[int]:
     return sorted(handshake + [max(1, whole * (number + 1) // rest - 1) for number in range(rest)])
 
 
+class Device(Protocol):
+    """What is benched: an SSH server with a home folder, of `_ssh_device` or of `remote_sshd`."""
+
+    home: Path
+    port: int
+
+    def trust(self, known_hosts: Path, *, port: int = 0) -> None: ...
+
+
 class Sweep:
     """Benches one device again and again."""
 
-    def __init__(self, work: Path, device: SshDevice, home: Path) -> None:
+    def __init__(self, work: Path, device: Device, home: Path) -> None:
         self._work, self._device = work, device
         self._known = home / ".ssh/known_hosts"
         self._bundle = linear(1).write(work / "a.edgebert")

@@ -191,7 +191,7 @@ def _nothing_left(device: SshdDevice) -> str:
 
 
 def _cuts(work: Path, device: SshdDevice, count: int) -> str:
-    cuts = remote_cuts.swept(work / "cuts", device, count, count // 4, 4, home=work / "host")  # type: ignore[arg-type]
+    cuts = remote_cuts.swept(work / "cuts", device, count, count // 4, 4, home=work / "host")
     wrong = [cut for cut in cuts if cut.wrong]
     assert not wrong, json.dumps([cut.wrong for cut in wrong])
     return f"{len(cuts)} positions, {sum(cut.silent for cut in cuts)} of them silent, none wrong"
