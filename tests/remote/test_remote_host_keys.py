@@ -56,7 +56,15 @@ def hashed(host_home: Path) -> None:
     assert "127.0.0.1" not in known_hosts(host_home).read_text()
 
 
-CASES = ("unknown", "changed", "revoked", "another authority", "hashed and changed", "of another port", "of another kind")
+CASES = (
+    "unknown",
+    "changed",
+    "revoked",
+    "another authority",
+    "hashed and changed",
+    "of another port",
+    "of another kind",
+)
 
 
 @pytest.fixture(params=CASES)
@@ -176,7 +184,10 @@ def test_certificate_for_another_name_is_refused(start_device: Start, host_home:
     authority = another_key()
     with start_device(authority=authority, principals=("other-device",)) as device:
         device.trust(known_hosts(host_home), key=authority, marker="@cert-authority ")
-        with pytest.raises(RefusedError, match="is not known"), DeviceSession(transport_of(f"pi@127.0.0.1:{device.port}")):
+        with (
+            pytest.raises(RefusedError, match="is not known"),
+            DeviceSession(transport_of(f"pi@127.0.0.1:{device.port}")),
+        ):
             pass
         assert device.commands == []
 
@@ -186,7 +197,10 @@ def test_certificate_of_a_revoked_authority_is_refused(start_device: Start, host
     with start_device(authority=authority) as device:
         device.trust(known_hosts(host_home), key=authority, marker="@cert-authority ")
         device.trust(known_hosts(host_home), key=authority, marker="@revoked ")
-        with pytest.raises(RefusedError, match="is not known"), DeviceSession(transport_of(f"pi@127.0.0.1:{device.port}")):
+        with (
+            pytest.raises(RefusedError, match="is not known"),
+            DeviceSession(transport_of(f"pi@127.0.0.1:{device.port}")),
+        ):
             pass
         assert device.commands == []
 
