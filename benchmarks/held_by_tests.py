@@ -35,15 +35,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(ran.stdout.strip()[-4000:])
             print("FAIL pytest ended before it could count anything")
             return 1
-        cases = list(ElementTree.parse(found).iter("testcase"))
+        held = holds(found.read_text(encoding="utf-8"), ran.stdout, given.counted)
+    return 0 if held and ran.returncode == 0 else 1
+
+
+def holds(report: str, output: str, counted: str) -> bool:
+    """Print what a run of pytest found, and say whether every test passed.
+
+    Args:
+        report: the run's JUnit XML.
+        output: what pytest printed.
+        counted: what the summary calls the tests.
+    """
+    cases = list(ElementTree.fromstring(report).iter("testcase"))
     for file, number in sorted(Counter(str(case.get("classname")) for case in cases).items()):
         print(f"{number} in {file.replace('.', '/')}.py")
     bad = [said for case in cases if (said := _said(case))]
-    for line in (*bad, *_notes(ran.stdout)):
+    for line in (*bad, *_notes(output)):
         print(line)
-    held = bool(cases) and not bad and ran.returncode == 0
-    print(f"{'PASS' if held else 'FAIL'} {len(cases) - len(bad)} of {len(cases)} {given.counted} passed")
-    return 0 if held else 1
+    held = bool(cases) and not bad
+    print(f"{'PASS' if held else 'FAIL'} {len(cases) - len(bad)} of {len(cases)} {counted} passed")
+    return held
 
 
 def _said(case: ElementTree.Element) -> str:
