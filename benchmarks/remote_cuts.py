@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from _proof import commit_of_checkout
 from _ssh_device import CuttingProxy, SshDevice, as_host, processes_of
 from _tiny_bundles import linear
 from PIL import Image
@@ -66,6 +67,7 @@ class Cut:
         launches: complete, and kept for `--resume`.
         resumed: whether the run was taken up again.
         wrong: what did not hold.
+        commit: of the checkout that was cut.
     """
 
     after_bytes: int
@@ -76,6 +78,7 @@ class Cut:
     launches: int
     resumed: bool
     wrong: tuple[str, ...]
+    commit: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{len(cuts)} cuts ({sum(cut.silent for cut in cuts)} of them silent): {len(wrong)} wrong; {done} had come through, "
         f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end; "
-        f"told after {max(cut.seconds for cut in cuts):.1f} s at most"
+        f"told after {max(cut.seconds for cut in cuts):.1f} s at most; at commit {', '.join(dict.fromkeys(cut.commit for cut in cuts))}"
     )
     return 1 if wrong else 0
 
@@ -189,7 +192,7 @@ class Sweep:
     """Benches one device again and again."""
 
     def __init__(self, work: Path, device: Device, home: Path) -> None:
-        self._work, self._device = work, device
+        self._work, self._device, self._commit = work, device, commit_of_checkout()
         self._known = home / ".ssh/known_hosts"
         self._bundle = linear(1).write(work / "a.edgebert")
         card = read_bundle(self._bundle).manifest.card
@@ -247,6 +250,7 @@ class Sweep:
             launches=launches,
             resumed=again,
             wrong=tuple(wrong),
+            commit=self._commit,
         )
 
     def _wrong_result(self, said: str) -> list[str]:

@@ -127,6 +127,7 @@ class FakeSweep:
             launches=0,
             resumed=resume,
             wrong=(),
+            commit="abc",
         )
 
 

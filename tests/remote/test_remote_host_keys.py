@@ -51,7 +51,7 @@ def another_key(kind: str = "ssh-ed25519") -> Any:
 
 def hashed(host_home: Path) -> None:
     """Hide the names of a known-hosts file, as Debian's OpenSSH does by default."""
-    command = ["ssh-keygen", "-q", "-H", "-f", known_hosts(host_home)]
+    command = ["ssh-keygen", "-q", "-H", "-f", str(known_hosts(host_home))]
     subprocess.run(command, check=True, capture_output=True)
     assert "127.0.0.1" not in known_hosts(host_home).read_text()
 
