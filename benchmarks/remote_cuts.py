@@ -12,7 +12,7 @@ handshake; the other half in a run whose wheel, bundle and images are on the dev
 
 After each cut it is checked that the call said so (LinkLostError, exit code 75) or had succeeded; that a result is there only where it
 had, whole and following from its samples; that what is kept of the run is complete launches; that no process of the device, of
-whatever session, is left after ten seconds; and, at every `--resume-every`-th position and wherever launches were kept, that the
+whatever session, is left after ten seconds, those left out in which it waited for a processor that others had; and, at every `--resume-every`-th position and wherever launches were kept, that the
 run goes on with `--resume` to a result that holds.
 
 Twenty seconds a position on two busy cores. Prints one summary line, and returns 1 where anything of it did not hold.
@@ -51,6 +51,7 @@ from edgebert.remote.transport import transport_of
 
 SSH = SshOptions(connect_seconds=15, silence_seconds=2)
 ORPHAN_SECONDS = 10.0
+_LONGEST_END_SECONDS = 120.0  # whatever it waited for
 HANDSHAKE_BYTES = 8 << 10
 
 
@@ -64,8 +65,9 @@ class Cut:
         silent: nothing was handed on any more, instead of a reset.
         said: `lost`, or `done` where the answer had come through.
         seconds: until the call ended.
+        ended_seconds: until no process of the device was left.
         launches: complete, and kept for `--resume`.
-        resumed: whether the run was taken up again.
+        resumed: how often the run was taken up again: 0, 1, or 2 where the link was lost once more, without a cut of ours.
         wrong: what did not hold.
         commit: of the checkout that was cut.
     """
@@ -75,8 +77,9 @@ class Cut:
     silent: bool
     said: str
     seconds: float
+    ended_seconds: float
     launches: int
-    resumed: bool
+    resumed: int
     wrong: tuple[str, ...]
     commit: str
 
@@ -101,11 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = [cut for cut in cuts if cut.wrong]
     for cut in wrong:
         print(f"cut after {cut.after_bytes:,} bytes: {'; '.join(cut.wrong)}")
-    done, resumed = sum(cut.said == "done" for cut in cuts), sum(cut.resumed for cut in cuts)
+    done, resumed = sum(cut.said == "done" for cut in cuts), sum(cut.resumed > 0 for cut in cuts)
+    again, late = sum(cut.resumed > 1 for cut in cuts), sum(cut.ended_seconds > ORPHAN_SECONDS for cut in cuts)
     print(
         f"{len(cuts)} cuts ({sum(cut.silent for cut in cuts)} of them silent): {len(wrong)} wrong; {done} had come through, "
-        f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end; "
-        f"told after {max(cut.seconds for cut in cuts):.1f} s at most; at commit {', '.join(dict.fromkeys(cut.commit for cut in cuts))}"
+        f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end, {again} of them by a second call; "
+        f"told after {max(cut.seconds for cut in cuts):.1f} s at most, nothing ran {max(cut.ended_seconds for cut in cuts):.1f} s "
+        f"later at most ({late} later than {ORPHAN_SECONDS:g} s, for want of a processor); "
+        f"at commit {', '.join(dict.fromkeys(cut.commit for cut in cuts))}"
     )
     return 1 if wrong else 0
 
@@ -234,21 +240,24 @@ class Sweep:
                 said = "lost"
                 wrong.append(f"{type(error).__name__}: {error.what}")
             seconds = time.monotonic() - started
-            if not self._ends():
+            ended = self._ends()
+            if ended is None:
                 wrong.append(f"something still runs {ORPHAN_SECONDS:g} s later")
         wrong += self._wrong_result(said)
         launches = len(self._run.launches()) if self._run.path.exists() else 0
-        again = said == "lost" and (launches > 0 or resume) and self._run.path.exists()
-        if again:
-            wrong += self._wrong_resume(keep=keep)
+        resumed = 0
+        if said == "lost" and (launches > 0 or resume) and self._run.path.exists():
+            resumed, unable = self._resumed(keep=keep)
+            wrong += unable
         return Cut(
             after_bytes=after_bytes,
             kept=keep,
             silent=silent,
             said=said,
             seconds=seconds,
+            ended_seconds=_LONGEST_END_SECONDS if ended is None else ended,
             launches=launches,
-            resumed=again,
+            resumed=resumed,
             wrong=tuple(wrong),
             commit=self._commit,
         )
@@ -262,15 +271,20 @@ class Sweep:
             return [f"done, and {error.what}"]
         return ["done, and marked partial"] if read_result(self._output).status.partial else []
 
-    def _wrong_resume(self, *, keep: bool) -> list[str]:
-        try:
-            self._bench(self._device.port, keep=keep, resume=self._run.path)
-            check_result(self._output)
-        except EdgebertError as error:
-            return [f"--resume: {error.what}"]
-        if self._run.path.exists():
-            return ["the run is still there after its result"]
-        return []
+    def _resumed(self, *, keep: bool) -> tuple[int, list[str]]:
+        """Take the run up again, once more where the link is lost for another reason than our cut; return how often, and what did not hold."""
+        for call in (1, 2):
+            try:
+                self._bench(self._device.port, keep=keep, resume=self._run.path)
+                check_result(self._output)
+            except LinkLostError as error:
+                if call == 1 and self._run.path.exists() and not self._output.exists():
+                    continue
+                return call, [f"--resume: {error.what}"]
+            except EdgebertError as error:
+                return call, [f"--resume: {error.what}"]
+            break
+        return call, ["the run is still there after its result"] if self._run.path.exists() else []
 
     def _forget(self, *, keep: bool) -> None:
         self._run.remove()
@@ -288,13 +302,25 @@ class Sweep:
         (self._known.parent / "config").write_text(config, encoding="utf-8")
         bench_on(transport_of("device"), [self._bundle], self._output, self._options, resume=resume, keep=keep, ssh=SSH)
 
-    def _ends(self) -> bool:
-        until = time.monotonic() + ORPHAN_SECONDS
-        while processes_of(self._device.home):
-            if time.monotonic() > until:
-                return False
+    def _ends(self) -> float | None:
+        """Return after how many seconds nothing of the device ran any more; None where something could have ended and did not."""
+        began = time.monotonic()
+        waited_before: dict[int, float] = {}
+        while found := processes_of(self._device.home):
+            after = time.monotonic() - began
+            able = [after - (_waited(number) - waited_before.setdefault(number, _waited(number))) for number in found]
+            if max(able) > ORPHAN_SECONDS or after > _LONGEST_END_SECONDS:
+                return None
             time.sleep(0.05)
-        return True
+        return time.monotonic() - began
+
+
+def _waited(number: int) -> float:
+    """Return the seconds for which a process was able to run and waited for a processor."""
+    try:
+        return int(Path(f"/proc/{number}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError):  # ended, or a kernel that does not say: then nothing is left out
+        return 0.0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 
 pytest.importorskip("asyncssh")
 pytest.importorskip("onnx")
-from edgebert.errors import BadDataError
+from edgebert.errors import BadDataError, LinkLostError
 
 ROOT = Path(__file__).resolve().parents[1]
 Benchmarks = Callable[[str], ModuleType]
@@ -124,8 +126,9 @@ class FakeSweep:
             silent=silent,
             said="lost",
             seconds=0.1,
+            ended_seconds=0.1,
             launches=0,
-            resumed=resume,
+            resumed=int(resume),
             wrong=(),
             commit="abc",
         )
@@ -204,22 +207,60 @@ def test_sweep_finds_a_partial_result_of_a_call_that_succeeded(
     assert looked._wrong_result("done") == ["done, and marked partial"]
 
 
-def test_sweep_finds_what_still_runs(looked: Any, cuts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def orphan(looked: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the device that ends when it is told to."""
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env={"HOME": str(looked._device.home)}) as process:
+        yield process
+        process.kill()
+
+
+def test_sweep_finds_what_still_runs(
+    looked: Any, cuts: ModuleType, monkeypatch: pytest.MonkeyPatch, orphan: subprocess.Popen[bytes]
+) -> None:
     monkeypatch.setattr(cuts, "ORPHAN_SECONDS", 0.2)
-    environment = {"HOME": str(looked._device.home)}
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment) as orphan:
-        assert not looked._ends()
-        orphan.communicate(b"\n")
-    assert looked._ends()
+    monkeypatch.setattr(cuts, "_waited", lambda number: 0.0)
+    assert looked._ends() is None
+    orphan.kill()
+    orphan.wait()
+    assert looked._ends() is not None
 
 
-def test_sweep_finds_a_run_that_cannot_be_taken_up_again(looked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise BadDataError("launch 0 is damaged")
+def test_sweep_leaves_out_what_a_process_waited_for_a_processor(
+    looked: Any, cuts: ModuleType, monkeypatch: pytest.MonkeyPatch, orphan: subprocess.Popen[bytes]
+) -> None:
+    monkeypatch.setattr(cuts, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(cuts, "_LONGEST_END_SECONDS", 60.0)
+    monkeypatch.setattr(cuts, "_waited", lambda number: time.monotonic())  # it never ran
+    threading.Timer(1.0, orphan.kill).start()
+    assert looked._ends() >= 0.9
 
-    looked._run = SimpleNamespace(path=looked._output)
-    monkeypatch.setattr(looked.__class__, "_bench", fails)
-    assert looked._wrong_resume(keep=False) == ["--resume: launch 0 is damaged"]
+
+@pytest.mark.parametrize(
+    ("fails", "found"),
+    [
+        ([], (1, [])),
+        ([LinkLostError("silent")], (2, [])),
+        ([LinkLostError("silent"), LinkLostError("silent")], (2, ["--resume: silent"])),
+        ([BadDataError("launch 0 is damaged")], (1, ["--resume: launch 0 is damaged"])),
+    ],
+)
+def test_sweep_takes_a_run_up_again_and_once_more_where_the_link_was_lost(
+    looked: Any, cuts: ModuleType, monkeypatch: pytest.MonkeyPatch, fails: list[Exception], found: tuple[int, list[str]]
+) -> None:
+    looked._run = SimpleNamespace(path=looked._output.with_name("result.run"))
+    looked._run.path.mkdir()
+    left = list(fails)
+
+    def bench(*_: object, **__: object) -> None:
+        if left:
+            raise left.pop(0)
+        looked._run.path.rmdir()
+
+    monkeypatch.setattr(looked.__class__, "_bench", bench)
+    monkeypatch.setattr(cuts, "check_result", lambda path: [])
+    assert looked._resumed(keep=False) == found
 
 
 # -- what a device has
