@@ -2,7 +2,7 @@
 
     python benchmarks/remote_cuts.py
     python benchmarks/remote_cuts.py --positions 12 --silent 2
-    python benchmarks/remote_cuts.py --kept FILE.jsonl     # go on where an earlier call was ended
+    python benchmarks/remote_cuts.py --kept FILE.jsonl     # go on where an earlier call was ended; a line that is removed is cut again
 
 A device on the loopback (an SSH server that runs the commands in a home folder of its own, or sshd with `benchmarks/remote_sshd.py`) is
 benched through a proxy that resets the connection after so many bytes of both directions together: from the first byte of the
@@ -60,6 +60,7 @@ class Cut:
     """One cut and what was seen.
 
     Attributes:
+        number: of the position, from 0 on.
         after_bytes: where.
         kept: whether wheel, bundle and images were on the device already.
         silent: nothing was handed on any more, instead of a reset.
@@ -72,6 +73,7 @@ class Cut:
         commit: of the checkout that was cut.
     """
 
+    number: int
     after_bytes: int
     kept: bool
     silent: bool
@@ -148,14 +150,16 @@ def swept(
         places += [(after, True) for after in _positions(sweep.whole(keep=True), positions // 2)]
         _keep(kept, {"asked": asked, "places": places})
     filled = False
-    for number, (after, keep) in list(enumerate(places))[len(cuts) :]:
+    for number, (after, keep) in enumerate(places):
+        if number in cuts:
+            continue
         if keep and not filled:  # the cuts before this one left nothing on the device, or half of it
             sweep.whole(keep=True)
             filled = True
         silently, resume = number % every == every - 1, number % resume_every == resume_every - 1
-        cuts.append(sweep.cut(after, keep=keep, silent=silently, resume=resume))
-        _keep(kept, asdict(cuts[-1]))
-    return cuts
+        cuts[number] = sweep.cut(number, after, keep=keep, silent=silently, resume=resume)
+        _keep(kept, asdict(cuts[number]))
+    return [cuts[number] for number in sorted(cuts)]
 
 
 def _keep(kept: Path | None, entry: dict[str, object]) -> None:
@@ -164,16 +168,16 @@ def _keep(kept: Path | None, entry: dict[str, object]) -> None:
             stream.write(json.dumps(entry) + "\n")
 
 
-def _already_cut(kept: Path | None, asked: list[int]) -> tuple[list[tuple[int, bool]], list[Cut]]:
-    """Return the places of an earlier call that was asked the same, and its cuts; nothing where there was none."""
+def _already_cut(kept: Path | None, asked: list[int]) -> tuple[list[tuple[int, bool]], dict[int, Cut]]:
+    """Return the places of an earlier call that was asked the same, and its cuts by number; nothing where there was none."""
     if kept is None or not kept.exists():
-        return [], []
+        return [], {}
     head, *rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     if head["asked"] != asked:
         sys.exit(
             f"`{kept}` holds cuts of {head['asked']}, and not of {asked} (positions, silent, resume every): remove it"
         )
-    cuts = [Cut(**{**row, "wrong": tuple(row["wrong"])}) for row in rows]
+    cuts = {row["number"]: Cut(**{**row, "wrong": tuple(row["wrong"])}) for row in rows}
     return [(after, keep) for after, keep in head["places"]], cuts
 
 
@@ -225,7 +229,7 @@ class Sweep:
             self._bench(proxy.port, keep=keep)
             return proxy.passed
 
-    def cut(self, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Cut:
+    def cut(self, number: int, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Cut:
         """Cut one run, look, and take it up again where launches were kept or `resume` asks for it."""
         wrong: list[str] = []
         self._forget(keep=keep)
@@ -250,6 +254,7 @@ class Sweep:
             resumed, unable = self._resumed(keep=keep)
             wrong += unable
         return Cut(
+            number=number,
             after_bytes=after_bytes,
             kept=keep,
             silent=silent,

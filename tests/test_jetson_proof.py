@@ -115,12 +115,13 @@ class FakeSweep:
         self.filled = keep
         return 1000
 
-    def cut(self, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Any:
+    def cut(self, number: int, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Any:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
         self.done.append((after_bytes, keep, silent, self.filled))
         return self.module.Cut(
+            number=number,
             after_bytes=after_bytes,
             kept=keep,
             silent=silent,
@@ -153,6 +154,16 @@ def test_swept_goes_on_where_an_earlier_call_ended(cuts: ModuleType, monkeypatch
     assert [len(fake.done) for fake in (whole, first, second)] == [16, 10, 6]
     assert [entry[:3] for entry in first.done + second.done] == [entry[:3] for entry in whole.done]
     assert finished == at_once
+
+
+def test_swept_makes_a_cut_again_whose_line_was_removed(cuts: ModuleType, monkeypatch: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "cuts.jsonl"
+    _, whole = sweep(cuts, monkeypatch, tmp_path, kept, 100)
+    lines = kept.read_text().splitlines(keepends=True)
+    kept.write_text("".join(lines[:4] + lines[5:]))
+    again, finished = sweep(cuts, monkeypatch, tmp_path, kept, 100)
+    assert len(again.done) == 1
+    assert finished == whole
 
 
 def test_swept_fills_the_device_before_the_cuts_that_need_it_in_every_call(
