@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise proof-bench proof-runtime check-aarch64 device-wheel clean
+.PHONY: help demo test test-slow check format demo-seeds proof-distil proof-quantise proof-bench proof-runtime proof-jetson check-sshd check-aarch64 device-wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -47,6 +47,12 @@ proof-bench: $(DEV_STAMP) ## the harness held against its list, docs/proofs/benc
 proof-runtime: $(DEV_STAMP) ## the runtime and the bundle held against their list, docs/proofs/runtime.md (three hours; strace, root)
 	-$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python benchmarks/proof_runtime.py
+
+proof-jetson: $(DEV_STAMP) ## the Jetson part, held without a Jetson against its list, docs/proofs/jetson.md (two hours; gcc, openssh-server)
+	$(BIN)/python benchmarks/proof_jetson.py
+
+check-sshd: $(DEV_STAMP) ## the commands with --host over OpenSSH's sshd (five minutes; Debian or Ubuntu: openssh-server)
+	$(BIN)/python benchmarks/remote_sshd.py
 
 check-aarch64: $(DEV_STAMP) ## the device wheel on aarch64, emulated by Debian's qemu-user (five minutes; Debian or Ubuntu)
 	$(BIN)/python benchmarks/aarch64_check.py

@@ -83,6 +83,8 @@ class SshDevice(_Loop):
         python: what `python3` is on the device; None for none.
         shell: what runs the commands.
         instead: a program that runs in place of every command, which it gets as its last argument.
+        authority: signs a certificate of the host key, which is then shown to whoever asks for one; None for no certificate.
+        principals: the names that the certificate is for.
     """
 
     def __init__(
@@ -93,10 +95,17 @@ class SshDevice(_Loop):
         python: Path | None = Path(sys.executable),
         shell: Sequence[str] = ("/bin/sh", "-c"),
         instead: Sequence[str] = (),
+        authority: asyncssh.SSHKey | None = None,
+        principals: Sequence[str] = ("127.0.0.1",),
     ) -> None:
         super().__init__()
         self.home, self.port = home, 0
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self._certificates = (
+            []
+            if authority is None
+            else [authority.generate_host_certificate(self.host_key, "device", principals=list(principals))]
+        )
         self.commands: list[str] = []
         self.agents_offered = 0
         self._shell, self._instead = tuple(shell), tuple(instead)
@@ -131,6 +140,7 @@ class SshDevice(_Loop):
             0,
             server_factory=_Server,
             server_host_keys=[self.host_key],
+            server_host_certs=self._certificates,
             authorized_client_keys=asyncssh.import_authorized_keys(self._client_key),
             process_factory=self._serve,
             encoding=None,

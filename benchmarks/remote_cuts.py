@@ -2,6 +2,7 @@
 
     python benchmarks/remote_cuts.py
     python benchmarks/remote_cuts.py --positions 12 --silent 2
+    python benchmarks/remote_cuts.py --kept FILE.jsonl     # go on where an earlier call was ended; a line that is removed is cut again
 
 A device on the loopback (an SSH server that runs the commands in a home folder of its own, or sshd with `benchmarks/remote_sshd.py`) is
 benched through a proxy that resets the connection after so many bytes of both directions together: from the first byte of the
@@ -11,7 +12,7 @@ handshake; the other half in a run whose wheel, bundle and images are on the dev
 
 After each cut it is checked that the call said so (LinkLostError, exit code 75) or had succeeded; that a result is there only where it
 had, whole and following from its samples; that what is kept of the run is complete launches; that no process of the device, of
-whatever session, is left after ten seconds; and, at every `--resume-every`-th position and wherever launches were kept, that the
+whatever session, is left after ten seconds, those left out in which it waited for a processor that others had; and, at every `--resume-every`-th position and wherever launches were kept, that the
 run goes on with `--resume` to a result that holds.
 
 Twenty seconds a position on two busy cores. Prints one summary line, and returns 1 where anything of it did not hold.
@@ -30,8 +31,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from _proof import commit_of_checkout
 from _ssh_device import CuttingProxy, SshDevice, as_host, processes_of
 from _tiny_bundles import linear
 from PIL import Image
@@ -48,6 +51,7 @@ from edgebert.remote.transport import transport_of
 
 SSH = SshOptions(connect_seconds=15, silence_seconds=2)
 ORPHAN_SECONDS = 10.0
+_LONGEST_END_SECONDS = 120.0  # whatever it waited for
 HANDSHAKE_BYTES = 8 << 10
 
 
@@ -56,24 +60,30 @@ class Cut:
     """One cut and what was seen.
 
     Attributes:
+        number: of the position, from 0 on.
         after_bytes: where.
         kept: whether wheel, bundle and images were on the device already.
         silent: nothing was handed on any more, instead of a reset.
         said: `lost`, or `done` where the answer had come through.
         seconds: until the call ended.
+        ended_seconds: until no process of the device was left.
         launches: complete, and kept for `--resume`.
-        resumed: whether the run was taken up again.
+        resumed: how often the run was taken up again: 0, 1, or 2 where the link was lost once more, without a cut of ours.
         wrong: what did not hold.
+        commit: of the checkout that was cut.
     """
 
+    number: int
     after_bytes: int
     kept: bool
     silent: bool
     said: str
     seconds: float
+    ended_seconds: float
     launches: int
-    resumed: bool
+    resumed: int
     wrong: tuple[str, ...]
+    commit: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,24 +93,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--silent", type=int, default=20, help="of the positions, those where the link falls silent")
     parser.add_argument("--resume-every", type=int, default=10)
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the device's Python")
-    parser.add_argument("--json", type=Path, help="write every cut there")
+    parser.add_argument(
+        "--kept", type=Path, help="keep each cut there, one a line, and make those alone that are not there yet"
+    )
     given = parser.parse_args(arguments)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it notes every write to a link that was cut
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         as_host(work / "host")
         with SshDevice(home=work / "device", host_home=work / "host", python=given.python) as device:
-            cuts = swept(work, device, given.positions, given.silent, given.resume_every)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(cut) for cut in cuts], indent=1) + "\n", encoding="utf-8")
+            cuts = swept(work, device, given.positions, given.silent, given.resume_every, kept=given.kept)
     wrong = [cut for cut in cuts if cut.wrong]
     for cut in wrong:
         print(f"cut after {cut.after_bytes:,} bytes: {'; '.join(cut.wrong)}")
-    done, resumed = sum(cut.said == "done" for cut in cuts), sum(cut.resumed for cut in cuts)
+    done, resumed = sum(cut.said == "done" for cut in cuts), sum(cut.resumed > 0 for cut in cuts)
+    again, late = sum(cut.resumed > 1 for cut in cuts), sum(cut.ended_seconds > ORPHAN_SECONDS for cut in cuts)
     print(
         f"{len(cuts)} cuts ({sum(cut.silent for cut in cuts)} of them silent): {len(wrong)} wrong; {done} had come through, "
-        f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end; "
-        f"told after {max(cut.seconds for cut in cuts):.1f} s at most"
+        f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end, {again} of them by a second call; "
+        f"told after {max(cut.seconds for cut in cuts):.1f} s at most, nothing ran {max(cut.ended_seconds for cut in cuts):.1f} s "
+        f"later at most ({late} later than {ORPHAN_SECONDS:g} s, for want of a processor); "
+        f"at commit {', '.join(dict.fromkeys(cut.commit for cut in cuts))}"
     )
     return 1 if wrong else 0
 
@@ -117,21 +130,55 @@ def some_images(folder: Path, class_names: Sequence[str]) -> Path:
 
 
 def swept(
-    work: Path, device: SshDevice, positions: int, silent: int, resume_every: int, *, home: Path | None = None
+    work: Path,
+    device: Device,
+    positions: int,
+    silent: int,
+    resume_every: int,
+    *,
+    home: Path | None = None,
+    kept: Path | None = None,
 ) -> list[Cut]:
-    """Cut at so many positions, half of them with everything to be sent."""
+    """Cut at so many positions, half of them with everything to be sent; with `kept`, those that are not in that file yet."""
     work.mkdir(exist_ok=True)
     sweep = Sweep(work, device, home or work / "host")
     every = max(1, positions // silent) if silent else positions + 1
-    fresh, kept = positions - positions // 2, positions // 2
-    places = [(after, False) for after in _positions(sweep.whole(keep=False), fresh)]
-    places += [(after, True) for after in _positions(sweep.whole(keep=True), kept)]
-    return [
-        sweep.cut(
-            after, keep=keep, silent=number % every == every - 1, resume=number % resume_every == resume_every - 1
+    asked = [positions, silent, resume_every]
+    places, cuts = _already_cut(kept, asked)
+    if not places:
+        places = [(after, False) for after in _positions(sweep.whole(keep=False), positions - positions // 2)]
+        places += [(after, True) for after in _positions(sweep.whole(keep=True), positions // 2)]
+        _keep(kept, {"asked": asked, "places": places})
+    filled = False
+    for number, (after, keep) in enumerate(places):
+        if number in cuts:
+            continue
+        if keep and not filled:  # the cuts before this one left nothing on the device, or half of it
+            sweep.whole(keep=True)
+            filled = True
+        silently, resume = number % every == every - 1, number % resume_every == resume_every - 1
+        cuts[number] = sweep.cut(number, after, keep=keep, silent=silently, resume=resume)
+        _keep(kept, asdict(cuts[number]))
+    return [cuts[number] for number in sorted(cuts)]
+
+
+def _keep(kept: Path | None, entry: dict[str, object]) -> None:
+    if kept is not None:
+        with kept.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def _already_cut(kept: Path | None, asked: list[int]) -> tuple[list[tuple[int, bool]], dict[int, Cut]]:
+    """Return the places of an earlier call that was asked the same, and its cuts by number; nothing where there was none."""
+    if kept is None or not kept.exists():
+        return [], {}
+    head, *rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    if head["asked"] != asked:
+        sys.exit(
+            f"`{kept}` holds cuts of {head['asked']}, and not of {asked} (positions, silent, resume every): remove it"
         )
-        for number, (after, keep) in enumerate(places)
-    ]
+    cuts = {row["number"]: Cut(**{**row, "wrong": tuple(row["wrong"])}) for row in rows}
+    return [(after, keep) for after, keep in head["places"]], cuts
 
 
 def _positions(whole: int, count: int) -> list[int]:
@@ -142,11 +189,20 @@ def _positions(whole: int, count: int) -> list[int]:
     return sorted(handshake + [max(1, whole * (number + 1) // rest - 1) for number in range(rest)])
 
 
+class Device(Protocol):
+    """What is benched: an SSH server with a home folder, of `_ssh_device` or of `remote_sshd`."""
+
+    home: Path
+    port: int
+
+    def trust(self, known_hosts: Path, *, port: int = 0) -> None: ...
+
+
 class Sweep:
     """Benches one device again and again."""
 
-    def __init__(self, work: Path, device: SshDevice, home: Path) -> None:
-        self._work, self._device = work, device
+    def __init__(self, work: Path, device: Device, home: Path) -> None:
+        self._work, self._device, self._commit = work, device, commit_of_checkout()
         self._known = home / ".ssh/known_hosts"
         self._bundle = linear(1).write(work / "a.edgebert")
         card = read_bundle(self._bundle).manifest.card
@@ -173,7 +229,7 @@ class Sweep:
             self._bench(proxy.port, keep=keep)
             return proxy.passed
 
-    def cut(self, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Cut:
+    def cut(self, number: int, after_bytes: int, *, keep: bool, silent: bool, resume: bool) -> Cut:
         """Cut one run, look, and take it up again where launches were kept or `resume` asks for it."""
         wrong: list[str] = []
         self._forget(keep=keep)
@@ -188,22 +244,27 @@ class Sweep:
                 said = "lost"
                 wrong.append(f"{type(error).__name__}: {error.what}")
             seconds = time.monotonic() - started
-            if not self._ends():
+            ended = self._ends()
+            if ended is None:
                 wrong.append(f"something still runs {ORPHAN_SECONDS:g} s later")
         wrong += self._wrong_result(said)
         launches = len(self._run.launches()) if self._run.path.exists() else 0
-        again = said == "lost" and (launches > 0 or resume) and self._run.path.exists()
-        if again:
-            wrong += self._wrong_resume(keep=keep)
+        resumed = 0
+        if said == "lost" and (launches > 0 or resume) and self._run.path.exists():
+            resumed, unable = self._resumed(keep=keep)
+            wrong += unable
         return Cut(
+            number=number,
             after_bytes=after_bytes,
             kept=keep,
             silent=silent,
             said=said,
             seconds=seconds,
+            ended_seconds=_LONGEST_END_SECONDS if ended is None else ended,
             launches=launches,
-            resumed=again,
+            resumed=resumed,
             wrong=tuple(wrong),
+            commit=self._commit,
         )
 
     def _wrong_result(self, said: str) -> list[str]:
@@ -215,15 +276,20 @@ class Sweep:
             return [f"done, and {error.what}"]
         return ["done, and marked partial"] if read_result(self._output).status.partial else []
 
-    def _wrong_resume(self, *, keep: bool) -> list[str]:
-        try:
-            self._bench(self._device.port, keep=keep, resume=self._run.path)
-            check_result(self._output)
-        except EdgebertError as error:
-            return [f"--resume: {error.what}"]
-        if self._run.path.exists():
-            return ["the run is still there after its result"]
-        return []
+    def _resumed(self, *, keep: bool) -> tuple[int, list[str]]:
+        """Take the run up again, once more where the link is lost for another reason than our cut; return how often, and what did not hold."""
+        for call in (1, 2):
+            try:
+                self._bench(self._device.port, keep=keep, resume=self._run.path)
+                check_result(self._output)
+            except LinkLostError as error:
+                if call == 1 and self._run.path.exists() and not self._output.exists():
+                    continue
+                return call, [f"--resume: {error.what}"]
+            except EdgebertError as error:
+                return call, [f"--resume: {error.what}"]
+            break
+        return call, ["the run is still there after its result"] if self._run.path.exists() else []
 
     def _forget(self, *, keep: bool) -> None:
         self._run.remove()
@@ -241,13 +307,25 @@ class Sweep:
         (self._known.parent / "config").write_text(config, encoding="utf-8")
         bench_on(transport_of("device"), [self._bundle], self._output, self._options, resume=resume, keep=keep, ssh=SSH)
 
-    def _ends(self) -> bool:
-        until = time.monotonic() + ORPHAN_SECONDS
-        while processes_of(self._device.home):
-            if time.monotonic() > until:
-                return False
+    def _ends(self) -> float | None:
+        """Return after how many seconds nothing of the device ran any more; None where something could have ended and did not."""
+        began = time.monotonic()
+        waited_before: dict[int, float] = {}
+        while found := processes_of(self._device.home):
+            after = time.monotonic() - began
+            able = [after - (_waited(number) - waited_before.setdefault(number, _waited(number))) for number in found]
+            if max(able) > ORPHAN_SECONDS or after > _LONGEST_END_SECONDS:
+                return None
             time.sleep(0.05)
-        return True
+        return time.monotonic() - began
+
+
+def _waited(number: int) -> float:
+    """Return the seconds for which a process was able to run and waited for a processor."""
+    try:
+        return int(Path(f"/proc/{number}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError):  # ended, or a kernel that does not say: then nothing is left out
+        return 0.0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,13 @@ from time import monotonic_ns
 
 FIRST_LINE_NS = monotonic_ns()  # what is imported from here on is part of a cold start
 
+from edgebert.bench.child import die_with_parent
+
+if (
+    __name__ == "__main__"
+):  # what follows takes seconds to import on a busy device, and nobody may be waiting for it any more
+    die_with_parent()
+
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +40,6 @@ from numpy.typing import NDArray
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.accuracy import logit_bits
 from edgebert.bench.audit.block import audit_block
-from edgebert.bench.child import die_with_parent
 from edgebert.bench.codec import to_json
 from edgebert.bench.environment.threads import affinity_text, thread_facts
 from edgebert.bench.harness_cost import harness_cost

@@ -262,6 +262,14 @@ def test_workers_end_when_their_parent_is_killed(script_arm: ScriptArm, worker_c
     assert not any(alive(pid) for pid in workers)
 
 
+def test_worker_asks_to_end_with_its_parent_before_it_imports_what_takes_long() -> None:
+    """A slow device takes longer to import numpy than a lost link may leave a process behind."""
+    from edgebert.bench import worker
+
+    lines = Path(worker.__file__).read_text(encoding="utf-8").splitlines()
+    assert lines.index("    die_with_parent()") < lines.index("import numpy as np")
+
+
 # Starts two workers, of which one is busy in a call of a minute and the other waits for a request.
 _PARENT = """
 import json, sys, threading, time

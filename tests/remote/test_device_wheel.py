@@ -15,15 +15,20 @@ import zipfile
 from collections.abc import Callable, Iterator
 from email.parser import Parser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import edgebert
 import edgebert.export
 from edgebert import Classifier
+from edgebert.bench.comparison.validation import check_result
+from edgebert.bench.options import BenchOptions
 from edgebert.bundle import read_bundle
 from edgebert.errors import CannotWriteError
+from edgebert.remote.bench import bench_on
 from edgebert.remote.device_wheel import (
     HOST_ONLY,
     ON_DEVICE,
@@ -33,8 +38,10 @@ from edgebert.remote.device_wheel import (
     is_host_only,
     write_device_wheel,
 )
+from edgebert.remote.transport import Transport, transport_of
 
 if TYPE_CHECKING:
+    from tests.conftest import Toy
     from tests.remote.conftest import DevicePython
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -58,6 +65,7 @@ REACHED_LATER = {
 }
 # What a device's code may import at its top besides the standard library; a backend is imported by its runner when it opens.
 ALLOWED = {"edgebert", "numpy", "PIL"}
+TARGETS = {"onnxruntime": "cpu", "openvino": "intel-cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +267,7 @@ def test_classifier_answers_from_the_wheel_file_as_on_the_host(
     device_python: DevicePython, make_toy_bundle: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     bundle = make_toy_bundle(tmp_path / "toy.edgebert")
-    target = {"onnxruntime": "cpu", "openvino": "intel-cpu"}[device_python.backend]
+    target = TARGETS[device_python.backend]
     images = [str(bundle / canary.file) for canary in read_bundle(bundle).manifest.canaries]
     with Classifier(bundle, target=target) as classifier:
         expected = classifier.predict_batch(images)
@@ -270,3 +278,53 @@ def test_classifier_answers_from_the_wheel_file_as_on_the_host(
     assert found["labels"] == [answer.label for answer in expected]
     for scores, answer in zip(found["scores"], expected, strict=True):
         assert scores == pytest.approx(answer.scores, abs=1e-4)
+
+
+# Over SSH, on a device that has numpy, Pillow and a backend, and nothing else.
+
+
+@pytest.fixture
+def bare_device(device_python: DevicePython, start_device: Callable[..., Any], host_home: Path) -> Iterator[Transport]:
+    with start_device(python=device_python.python) as server:
+        server.trust(host_home / ".ssh/known_hosts")
+        yield transport_of(f"pi@127.0.0.1:{server.port}")
+
+
+def test_bare_device_answers_and_opens_what_compile_makes_for_it(
+    bare_device: Transport, device_python: DevicePython, toy: Toy, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    from edgebert.export.compile import CompileOptions
+    from edgebert.export.metadata import bytes_of_model, parse_graph, with_metadata
+    from edgebert.remote.compile import bundle_on
+
+    graph = tmp_path / "toy.onnx"
+    graph.write_bytes(bytes_of_model(with_metadata(parse_graph(toy.graph()), toy.card, ())))
+    options = CompileOptions(targets=(TARGETS[device_python.backend],), canary="synthetic")
+    assert bundle_on(bare_device, graph, tmp_path / "toy.edgebert", options).verified == options.targets
+
+
+def test_bare_device_measures_what_bench_sends_it(
+    bare_device: Transport,
+    device_python: DevicePython,
+    make_toy_bundle: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    bundle = make_toy_bundle(tmp_path / "toy.edgebert")
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("bolt", "gear", "nut", "washer") * 6):
+        path = tmp_path / "images" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (9, 11, 3), np.uint8)).save(path)
+    options = BenchOptions(
+        data=str(tmp_path / "images"),
+        targets=(TARGETS[device_python.backend],),
+        launches=1,
+        seconds=0.2,
+        queries=40,
+        max_warmup_seconds=0.0,
+        threads=1,
+    )
+    result = bench_on(bare_device, [bundle], tmp_path / "result.json", options)
+    assert result.arms[0].backend == device_python.backend
+    check_result(tmp_path / "result.json")
