@@ -163,8 +163,7 @@ def check_jetson(
         raise UnavailableError(
             "this computer is no Jetson",
             expected="a Jetson Orin or Thor with JetPack 6.1 or newer",
-            hint="from here: edgebert doctor --jetson --host USER@HOST; on the board: edgebert doctor --jetson, or with the device "
-            "wheel alone python3 -m edgebert.agent doctor --jetson",
+            hint="run this on the board itself (edgebert device-wheel -o . makes all that it needs there), or add `--host USER@HOST`",
         )
     names = names_here(root)
     rungs: list[Rung] = []

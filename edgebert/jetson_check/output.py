@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
+from edgebert._console import show
 from edgebert._files import check_file_can_be_written, check_file_is_free, staged_file
 from edgebert._json import dump_json
+from edgebert.jetson_check.ladder import Told, steps, today
 from edgebert.jetson_check.report import Report, Rung, board_of, file_name
+
+_log = logging.getLogger("edgebert")
 
 
 class CheckFile:
@@ -47,3 +53,37 @@ class CheckFile:
     def _check(self, path: Path) -> None:
         check_file_is_free(path, force=self._force)
         check_file_can_be_written(path)
+
+
+def check_into_file(climb: Callable[[Told], Report], file: CheckFile, *, as_json: bool) -> int:
+    """Climb a ladder, tell of each rung, write the file, show what was found, and return the exit code.
+
+    Args:
+        climb: does it, here or on a device; given who is to be told.
+        file: where it goes.
+        as_json: show the whole report as JSON.
+
+    Raises:
+        UnavailableError: it is no Jetson.
+        CannotWriteError: the file cannot be written.
+    """
+    report = climb(_telling(file))
+    path = file.write(report)
+    attach = f"written to {path}: attach it to a report, it names no user, host, path or serial number"
+    show({**report.to_json(), "file": str(path)}, f"{report.to_text()}\n{attach}", as_json=as_json)
+    return report.exit_code
+
+
+def _telling(file: CheckFile) -> Told:
+    places = {step.name: place for place, step in enumerate(steps(), 1)}
+
+    def told(name: str, rung: Rung | None) -> None:
+        if rung is None:
+            _log.info("[%d/%d] %s", places[name], len(places), name)
+            return
+        if name == "board":
+            file.board_is(rung, today())
+        if rung.state == "failed":
+            _log.info("[%d/%d] %s failed: %s", places[name], len(places), name, rung.found)
+
+    return told

@@ -48,6 +48,7 @@ HOST_ONLY = (
     "edgebert.remote.devices",
     "edgebert.remote.fleet",
     "edgebert.remote.install",
+    "edgebert.remote.jetson_check",
     "edgebert.remote.objects",
     "edgebert.remote.run_folder",
     "edgebert.remote.session",
@@ -67,6 +68,14 @@ ON_DEVICE = (
     "edgebert.export.engine_cache",
     "edgebert.export.engine_child",
     "edgebert.export.engine_process",
+)
+
+# Files that are no source: the small graphs of the self-check, and ONNX Runtime's answers to them.
+DATA = (
+    "edgebert/jetson_check/fp16.onnx",
+    "edgebert/jetson_check/int8-weak.onnx",
+    "edgebert/jetson_check/int8.onnx",
+    "edgebert/jetson_check/reference.json",
 )
 
 # A test compares these with pyproject.toml.
@@ -164,7 +173,7 @@ def _sources(folder: Traversable, package: str) -> Iterator[tuple[str, bytes]]:
             continue
         if entry.is_dir() and entry.joinpath("__init__.py").is_file():
             yield from _sources(entry, module)
-        elif entry.name.endswith(".py") or entry.name == "py.typed":
+        elif entry.name.endswith(".py") or entry.name == "py.typed" or path in DATA:
             yield path, entry.read_bytes()
 
 

@@ -25,6 +25,7 @@ from edgebert import Classifier
 from edgebert.bundle import read_bundle
 from edgebert.errors import CannotWriteError
 from edgebert.remote.device_wheel import (
+    DATA,
     HOST_ONLY,
     ON_DEVICE,
     REQUIRES,
@@ -125,7 +126,9 @@ def test_device_wheel_builds_engines_and_leaves_the_graphs_to_the_host(wheel: De
 
 def test_device_wheel_holds_nothing_but_sources_and_its_own_records(contents: dict[str, bytes]) -> None:
     others = {name for name in contents if not name.endswith(".py")}
-    assert {name.rpartition("/")[2] for name in others} == {"py.typed", "METADATA", "WHEEL", "RECORD"}
+    records = {name.rpartition("/")[2] for name in others if ".dist-info/" in name}
+    assert records == {"METADATA", "WHEEL", "RECORD"}
+    assert {name for name in others if ".dist-info/" not in name} == {"edgebert/py.typed", *DATA}
 
 
 def test_device_modules_import_only_what_a_device_has() -> None:
