@@ -1317,9 +1317,10 @@ def doctor(
         from edgebert.jetson_check.ladder import check_jetson
         from edgebert.jetson_check.output import CheckFile, check_into_file
 
-        file = CheckFile(output, force=force)
         if host is None:
             _refuse_device_options(python)
+        file = CheckFile(output, force=force)
+        if host is None:
             return check_into_file(lambda told: check_jetson(told=told), file, as_json=as_json)
         from edgebert.remote.jetson_check import check_jetson_on
         from edgebert.remote.transport import transport_of

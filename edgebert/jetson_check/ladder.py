@@ -196,6 +196,13 @@ def _climbed(step: Step, climb: Climb, before: Mapping[str, Rung], names: Names)
         found = step.look(climb, min(step.timeout_s, climb.most_s))
     except EdgebertError as error:
         found = Found(text="", error=error)
+    except OSError as error:  # a full disk, no process left: a finding like any other
+        cannot = CannotWriteError(
+            f"the system refuses: {error.strerror or error}",
+            expected="room for a few MiB in the temporary folder, and for a process",
+            hint="df -h /tmp; free -m",
+        )
+        found = Found(text="", error=cannot)
     return _rung(step.name, found, time.monotonic() - started).tidied(names)
 
 

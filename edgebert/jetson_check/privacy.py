@@ -24,6 +24,7 @@ from edgebert.bench.environment.system_files import SystemFiles
 HIDDEN, PATH = "<hidden>", "<path>"
 
 _PATH = re.compile(r"(?<![\w./~-])/(?:[^\s/`'\":;,()<>|]+/)*[^\s/`'\":;,()<>|]+/?")
+_QUOTED = re.compile(r"([`'\"])(/[^`'\"\n]+)\1")  # as messages show one; it may hold spaces
 _SYSTEM = ("/dev/", "/etc/", "/lib/", "/opt/nvidia/", "/proc/", "/sys/", "/usr/", "/var/lib/dpkg", "/var/lib/nvpmodel")
 _HARDWARE_ADDRESS = re.compile(r"\b(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}\b")
 _SHORTEST = 3  # of a name: shorter ones occur inside of everything
@@ -45,7 +46,7 @@ class Names:
     """What is hidden.
 
     Attributes:
-        home: folder of the user, "" where there is none.
+        home: folder of the user, "" where there is none; it may lie where the system's own things do.
         secrets: words.
     """
 
@@ -54,9 +55,10 @@ class Names:
 
     def scrubbed(self, text: str) -> str:
         """Return a text without them."""
-        if len(self.home) > 1:
-            text = re.sub(re.escape(self.home) + r"(?![\w-])(?:/[^\s`'\":;,()<>|]*)?", PATH, text)
-        text = _PATH.sub(_shown_path, text)
+        if len(self.home) > 1:  # first, for a home such as /usr/people/anna
+            text = re.sub(re.escape(self.home) + r"(?![\w-])", "/home/_", text)
+        text = _QUOTED.sub(lambda found: f"{found[1]}{_shown_path(found[2])}{found[1]}", text)
+        text = _PATH.sub(lambda found: _shown_path(found[0]), text)
         text = _HARDWARE_ADDRESS.sub(HIDDEN, text)
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = re.sub(rf"(?<![\w-]){re.escape(secret)}(?![\w-])", HIDDEN, text)
@@ -101,5 +103,5 @@ def _hosts() -> Iterator[str]:
     yield from (host, host.partition(".")[0])
 
 
-def _shown_path(found: re.Match[str]) -> str:
-    return found[0] if found[0].startswith(_SYSTEM) else PATH
+def _shown_path(path: str) -> str:
+    return path if path.startswith(_SYSTEM) else PATH

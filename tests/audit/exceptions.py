@@ -317,7 +317,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         "program",
         "*/python-with-a-difference",
         by="asyncio.unix_events",
-        test="tests/remote/test_remote_hostile.py",
+        test="tests/remote/test_remote_",
         why="a device that lies: a program that the test has written, over a pipe",
     ),
     Exemption(
