@@ -12,6 +12,7 @@ from edgebert.export.engine_build import parsed
 from edgebert.jetson_check.board import board_gpu
 from edgebert.jetson_check.reference import ReferenceEngine, read_reference
 from edgebert.runtime.tensorrt_api import is_strong_only, load_tensorrt, logger_of, network_flags, new_builder, recorded
+from edgebert.runtime.tensorrt_errors import error_from_texts
 
 if TYPE_CHECKING:
     import tensorrt  # type: ignore[import-not-found, unused-ignore]  # the bindings have no types; tests/tensorrt makes some
@@ -54,6 +55,8 @@ def _parse(trt: ModuleType, engine: ReferenceEngine) -> None:
         file = Path(folder) / engine.file
         file.write_bytes(engine.graph())
         builder = new_builder(trt, logger)
-        network: tensorrt.INetworkDefinition = builder.create_network(network_flags(trt, engine.typing))
+        network: tensorrt.INetworkDefinition | None = builder.create_network(network_flags(trt, engine.typing))
+        if network is None:
+            raise error_from_texts(log.errors(), doing="TensorRT makes no network")
         parser = parsed(trt, network, logger, file, log)
         del parser  # not before: the network refers to its weights

@@ -47,18 +47,19 @@ _SHARED_BYTES = 64 << 20  # of a build: more than these graphs can use
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a rung saw: in words, as facts, and the error where that is not what was expected."""
+    """What a rung saw.
 
-    text: str
+    Attributes:
+        text: in words.
+        facts: what was measured.
+        error: where that is not what was expected.
+        meaningless: why the rung has no meaning here; "" where it has.
+    """
+
+    text: str = ""
     facts: JsonObject = field(default_factory=dict)
     error: EdgebertError | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meaningless:
-    """A rung that has no meaning here, and why."""
-
-    reason: str
+    meaningless: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,7 +101,7 @@ class Step:
     shows: str
     needs: tuple[str, ...]
     timeout_s: float
-    look: Callable[[Climb, float], Found | Meaningless]
+    look: Callable[[Climb, float], Found]
 
 
 def steps() -> tuple[Step, ...]:
@@ -191,24 +192,23 @@ def _climbed(step: Step, climb: Climb, before: Mapping[str, Rung], names: Names)
         was = "failed" if broken.state == "failed" else "was skipped"
         return Rung(name=step.name, state="skipped", found=f"it needs `{broken.name}`, which {was}")
     started = time.monotonic()
-    found: Found | Meaningless
     try:
         found = step.look(climb, min(step.timeout_s, climb.most_s))
     except EdgebertError as error:
-        found = Found(text="", error=error)
+        found = Found(error=error)
     except OSError as error:  # a full disk, no process left: a finding like any other
         cannot = CannotWriteError(
             f"the system refuses: {error.strerror or error}",
             expected="room for a few MiB in the temporary folder, and for a process",
             hint="df -h /tmp; free -m",
         )
-        found = Found(text="", error=cannot)
+        found = Found(error=cannot)
     return _rung(step.name, found, time.monotonic() - started).tidied(names)
 
 
-def _rung(name: str, found: Found | Meaningless, seconds: float) -> Rung:
-    if isinstance(found, Meaningless):
-        return Rung(name=name, state="skipped", found=found.reason, seconds=seconds)
+def _rung(name: str, found: Found, seconds: float) -> Rung:
+    if found.meaningless:
+        return Rung(name=name, state="skipped", found=found.meaningless, seconds=seconds)
     error = found.error
     if error is None:
         return Rung(name=name, state="ok", found=found.text, seconds=seconds, facts=found.facts)
@@ -233,7 +233,7 @@ def _engine_step(
     engine: ReferenceEngine,
     need: str,
     timeout_s: float,
-    look: Callable[[ReferenceEngine, Climb, float], Found | Meaningless],
+    look: Callable[[ReferenceEngine, Climb, float], Found],
 ) -> Step:
     shown = {
         "build": "TensorRT builds an engine",
@@ -272,10 +272,10 @@ def _bindings(climb: Climb, timeout_s: float) -> Found:
     return found
 
 
-def _build(engine: ReferenceEngine, climb: Climb, timeout_s: float) -> Found | Meaningless:
+def _build(engine: ReferenceEngine, climb: Climb, timeout_s: float) -> Found:
     """Build in the process that `compile` builds in; nothing of it stays in the user's timing cache."""
     if engine.typing == "weak" and climb.strong_only:
-        return Meaningless(reason=f"TensorRT {climb.strong_only} builds strongly typed networks only")
+        return Found(meaningless=f"TensorRT {climb.strong_only} builds strongly typed networks only")
     options = EngineOptions(
         folder=climb.folder / engine.name,
         typing=engine.typing,

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from edgebert._json import Fields
 from edgebert.export.half_parity import answers_in_float32
 from edgebert.export.tensorrt_rules import findings
 from edgebert.jetson_check.engines import difference
@@ -58,13 +59,12 @@ def test_the_graph_is_the_one_that_is_made_now(
 def test_the_answers_are_those_that_are_made_now(
     forms: Mapping[str, tuple[onnx.ModelProto, onnx.ModelProto]],
 ) -> None:
-    listed = reference(forms)["engines"]
-    assert isinstance(listed, list)
-    for made in listed:
-        engine = ENGINES[made["name"]]
-        assert (made["file"], made["typing"], made["precision"]) == (engine.file, engine.typing, engine.precision)
-        assert float(np.abs(np.array(made["logits"]) - engine.logits).max()) <= engine.control
-        assert made["control"] == pytest.approx(engine.control, rel=0.5)
+    for made in Fields(reference(forms), what="it").list_of_fields("engines"):
+        engine = ENGINES[made.text("name")]
+        named = (made.text("file"), made.text("typing"), made.text("precision"))
+        assert named == (engine.file, engine.typing, engine.precision)
+        assert float(np.abs(np.array(made.rows_of_numbers("logits")) - engine.logits).max()) <= engine.control
+        assert made.number("control") == pytest.approx(engine.control, rel=0.5)
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

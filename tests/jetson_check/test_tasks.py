@@ -347,3 +347,10 @@ def test_engine_json_is_what_the_run_reads(engine: Fields) -> None:
     (Path(engine.text("folder")) / ENGINE_FILE).write_bytes(b"{}")
     with pytest.raises(BadDataError, match="schema"):
         engines.run(engine)
+
+
+def test_parse_without_a_network_says_so(jetson: Jetson, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder: Any = jetson.trt.Builder
+    monkeypatch.setattr(builder, "create_network", lambda _self, _flags=0: None)
+    with pytest.raises(EdgebertError, match="TensorRT makes no network"):
+        bindings.parse(asked())
