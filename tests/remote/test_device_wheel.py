@@ -273,3 +273,32 @@ def test_classifier_answers_from_the_wheel_file_as_on_the_host(
     assert found["labels"] == [answer.label for answer in expected]
     for scores, answer in zip(found["scores"], expected, strict=True):
         assert scores == pytest.approx(answer.scores, abs=1e-4)
+
+
+_CHECK = """
+import json, sys
+from pathlib import Path
+from edgebert.jetson_check.ladder import check_jetson
+from edgebert.jetson_check.reference import read_reference
+report = check_jetson(root=Path(sys.argv[1]))
+graphs = [len(engine.graph()) for engine in read_reference().engines]
+print(json.dumps({"report": report.to_json(), "graphs": graphs}))
+"""
+
+
+def test_self_check_of_a_jetson_runs_from_the_wheel_file(device_python: DevicePython, tmp_path: Path) -> None:
+    """On a board without TensorRT: what does not need it is checked, and the graphs are in the wheel."""
+    trees = json.loads((ROOT / "tests/bench/jetson/jetson_trees.json").read_text(encoding="utf-8"))["trees"]
+    for path, text in trees["orin-nano"].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    ran = device_python.run(tmp_path, "-c", _CHECK, str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    rungs = {rung["name"]: rung for rung in found["report"]["rungs"]}
+    states = {name: rungs[name]["state"] for name in ("board", "bindings", "parse", "sensors", "cleanup")}
+    assert states == {"board": "ok", "bindings": "failed", "parse": "skipped", "sensors": "ok", "cleanup": "ok"}
+    assert rungs["bindings"]["exit_code"] == 69
+    assert found["graphs"] == [
+        (PACKAGE / "jetson_check" / name).stat().st_size for name in ("fp16.onnx", "int8.onnx", "int8-weak.onnx")
+    ]
