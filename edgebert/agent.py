@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edgebert import __version__
 from edgebert._console import AGENT, columns, plain, run_command, show
+from edgebert.errors import UsageError
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -72,7 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--target", help="the form to run; the first that fits if left out")
     predict.add_argument("--threads", type=int, default=0, help="of the backend; 0 for the physical cores")
 
-    _command(commands, "doctor", _doctor, "say what works on this computer")
+    doctor = _command(commands, "doctor", _doctor, "say what works on this computer")
+    doctor.add_argument("--jetson", action="store_true", help="check this Jetson rung by rung, and write one file")
+    doctor.add_argument("--output", type=Path, metavar="FILE", help="of --jetson; named by board and day if left out")
+    doctor.add_argument("--force", action="store_true", help="let --jetson replace that file")
     return parser
 
 
@@ -148,6 +152,10 @@ def _predict(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
+    if given.jetson:
+        return _check_jetson(given)
+    if given.output is not None or given.force:
+        raise UsageError("`--output` and `--force` belong to `--jetson`", hint="--jetson")
     from edgebert.doctor import computer, target_states
 
     facts, states = computer(), target_states()
@@ -155,6 +163,14 @@ def _doctor(given: argparse.Namespace) -> int:
     text = columns(("", ""), list(facts.items())).lstrip("\n") + "\n\n" + columns(("target", "runs here"), rows)
     show({"computer": facts, "targets": [plain(state) for state in states]}, text, as_json=given.as_json)
     return 0
+
+
+def _check_jetson(given: argparse.Namespace) -> int:
+    from edgebert.jetson_check.ladder import check_jetson
+    from edgebert.jetson_check.output import CheckFile, check_into_file
+
+    file = CheckFile(given.output, force=given.force)
+    return check_into_file(lambda told: check_jetson(told=told), file, as_json=given.as_json)
 
 
 if __name__ == "__main__":

@@ -1329,12 +1329,41 @@ def doctor(
             "--bench", help="Say what would disturb a measurement here, and the command that mends it; changes nothing."
         ),
     ] = False,
+    jetson: Annotated[
+        bool, typer.Option("--jetson", help="Check a Jetson rung by rung, and write one file to attach to a report.")
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="USER@HOST[:PORT]", help="With --jetson: check this device over SSH.", show_default=False),
+    ] = None,
+    python: _flags.DevicePython = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Of --jetson.", show_default="named by board and day"),
+    ] = None,
+    force: _flags.Force = False,
     as_json: _flags.Json = False,
 ) -> None:
     """Say what works on this computer, and the command that adds the rest; with --bench, whether to measure on it.
 
-    With --bench it exits 1 where a check failed; warnings are for the reader to weigh, and exit 0.
+    With --bench it exits 1 where a check failed; warnings are for the reader to weigh, and exit 0. With --jetson it exits as the first
+    rung that failed would elsewhere, and 69 off a Jetson.
     """
+
+    def board() -> int:
+        from edgebert.jetson_check.ladder import check_jetson
+        from edgebert.jetson_check.output import CheckFile, check_into_file
+
+        if host is None:
+            _refuse_device_options(python)
+        file = CheckFile(output, force=force)
+        if host is None:
+            return check_into_file(lambda told: check_jetson(told=told), file, as_json=as_json)
+        from edgebert.remote.jetson_check import check_jetson_on
+        from edgebert.remote.transport import transport_of
+
+        device = transport_of(host, python=python)
+        return check_into_file(lambda told: check_jetson_on(device, told=told), file, as_json=as_json)
 
     def before_bench() -> int:
         from edgebert.bench.environment.preflight import exit_code, preflight, text_of_checks, worst
@@ -1366,7 +1395,16 @@ def doctor(
         show(data, text, as_json=as_json)
         return 0
 
-    _call(before_bench if bench else command, as_json=as_json)
+    def asked() -> int:
+        if jetson and bench:
+            raise UsageError("`--jetson` and `--bench` are two checks", hint="one after the other")
+        if jetson:
+            return board()
+        if host is not None or python is not None or output is not None or force:
+            raise UsageError("`--host`, `--python`, `--output` and `--force` belong to `--jetson`", hint="--jetson")
+        return before_bench() if bench else command()
+
+    _call(asked, as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

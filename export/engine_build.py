@@ -115,7 +115,7 @@ def build_plan(
         if network is None:
             _fail(log)
         # The parser owns the weights that the network refers to, so it lives until the end; the file's bytes do not.
-        parser = _parsed(trt, network, logger, graph, log)
+        parser = parsed(trt, network, logger, graph, log)
         config = builder.create_builder_config()
         if config is None:
             _fail(log)
@@ -211,10 +211,14 @@ class _Phases:
         return min(1.0, (done + current) / steps)
 
 
-def _parsed(
+def parsed(
     trt: ModuleType, network: tensorrt.INetworkDefinition, logger: Any, graph: Path, log: Log
 ) -> tensorrt.OnnxParser:
-    """Parse a graph into a network and return the parser."""
+    """Parse a graph into a network and return the parser, which owns weights that the network refers to.
+
+    Raises:
+        BadDataError: the parser refuses the graph, in its own words.
+    """
     parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     if parser.parse(graph.read_bytes()):
         return parser

@@ -90,7 +90,10 @@ def test_wheel_holds_every_source_file(wheel: Path) -> None:
         for base, folder in ((".", "export"), (".", "calibration"), ("edgebert", "edgebert"))
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
-        and (path.suffix in (".py", ".toml", ".j2") or path.name in ("py.typed", "bench.schema.json"))
+        and (
+            path.suffix in (".py", ".toml", ".j2", ".onnx")
+            or path.name in ("py.typed", "bench.schema.json", "reference.json")
+        )
         and "__pycache__" not in path.parts
         and not any(parent.is_symlink() for parent in path.parents)
     }

@@ -36,7 +36,7 @@ from edgebert.remote.ssh import Destination, Ended, RemoteCommand, SshOptions, c
 _log = logging.getLogger("edgebert")
 
 _OLDEST_PYTHON = (3, 10)
-_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 _HELLO_BYTES = 4 << 10
 _SILENCE_SECONDS = 60.0  # the device gives up where the host sends nothing for so long
 # The folder in which the command starts leaves the path before anything but `sys`, which is built in, is imported.
@@ -269,13 +269,16 @@ def device_of_hello(hello: Fields, *, name: str) -> Device:
         raise RefusedError(printable(error.what), expected=plain_text(error.expected)) from error
 
 
-def check_device_is_usable(device: Device, *, python: str, ssh_arguments: str | None) -> None:
+def check_device_is_usable(
+    device: Device, *, python: str, ssh_arguments: str | None, backends: Sequence[str] = BACKENDS
+) -> None:
     """Check that a device has what edgebert needs, and warn of what is older than it should be.
 
     Args:
         device: what it said.
         python: its Python, as the user named it.
         ssh_arguments: what `ssh` takes to get there; None for this computer.
+        backends: of which it needs one; none where what is asked of it needs none.
 
     Raises:
         UnavailableError: Python 3.10, numpy, Pillow or a backend is missing; the message holds the command that adds it.
@@ -288,13 +291,13 @@ def check_device_is_usable(device: Device, *, python: str, ssh_arguments: str | 
             hint="name another one with `--python`, such as `--python '~/edgebert/bin/python'`",
         )
     missing = [{"PIL": "Pillow"}.get(module, module) for module in ("numpy", "PIL") if module not in device.modules]
-    if not any(backend in device.modules for backend in _BACKENDS):
+    if backends and not any(backend in device.modules for backend in backends):
         missing.append("onnxruntime")
     if missing:
         make = f"python3 -m venv --system-site-packages ~/edgebert && ~/edgebert/bin/pip install {' '.join(missing)}"
         raise UnavailableError(
             f"`{name}` has no {' and no '.join(missing)} for {device.executable}",
-            expected=f"numpy, Pillow, and one of {', '.join(_BACKENDS)}",
+            expected=f"numpy, Pillow, and one of {', '.join(BACKENDS)}",
             hint=f"{on_device(ssh_arguments, make)}, then add `--python '~/edgebert/bin/python'`",
         )
     for module, version in device.modules.items():

@@ -5,6 +5,7 @@
     facts {}                                -> answer {…}; what `edgebert devices check` shows
     bench {arms, options, selection, …}     -> launch {…} after each launch; answer {} with the result and its samples
     launch {arms, options, selection, …}    -> answer {…} with the columns of one launch, for `edgebert size`
+    jetson-check {}                         -> rung {…} as each begins and ends; answer {report}
     images {selection}                      -> answer {otherwise}: which of the images this device decodes otherwise
     form, answers, open                     -> see `edgebert.remote.device_compile`
     engine, compare                         -> see `edgebert.remote.device_engine`
@@ -32,6 +33,7 @@ from edgebert.remote.device_bench import bench, changed_images, one_launch
 from edgebert.remote.device_compile import answers, form, opens
 from edgebert.remote.device_engine import compare, engine
 from edgebert.remote.device_facts import device_facts
+from edgebert.remote.device_jetson_check import jetson_check
 from edgebert.remote.device_link import GIVEN_UP, ByteReader, Link, LinkClosed
 from edgebert.remote.device_store import Store, default_root
 from edgebert.remote.frames import BYE, READY, Frame
@@ -53,6 +55,7 @@ COMMANDS: Mapping[str, Callable[[Link, Store, Frame], _Answer]] = {
     "facts": device_facts,
     "form": form,
     "images": changed_images,
+    "jetson-check": jetson_check,
     "launch": one_launch,
     "open": opens,
     "there": _there,

@@ -50,6 +50,7 @@ HOST_ONLY = (
     "edgebert.remote.fleet",
     "edgebert.remote.install",
     "edgebert.remote.installation",
+    "edgebert.remote.jetson_check",
     "edgebert.remote.objects",
     "edgebert.remote.run_folder",
     "edgebert.remote.session",
@@ -70,6 +71,14 @@ ON_DEVICE = (
     "edgebert.export.engine_child",
     "edgebert.export.engine_choice",
     "edgebert.export.engine_process",
+)
+
+# Files that are no source: the small graphs of the self-check, and ONNX Runtime's answers to them.
+DATA = (
+    "edgebert/jetson_check/fp16.onnx",
+    "edgebert/jetson_check/int8-weak.onnx",
+    "edgebert/jetson_check/int8.onnx",
+    "edgebert/jetson_check/reference.json",
 )
 
 # A test compares these with pyproject.toml.
@@ -167,7 +176,7 @@ def _sources(folder: Traversable, package: str) -> Iterator[tuple[str, bytes]]:
             continue
         if entry.is_dir() and entry.joinpath("__init__.py").is_file():
             yield from _sources(entry, module)
-        elif entry.name.endswith(".py") or entry.name == "py.typed":
+        elif entry.name.endswith(".py") or entry.name == "py.typed" or path in DATA:
             yield path, entry.read_bytes()
 
 

@@ -37,6 +37,7 @@ from edgebert.errors import (
     UnavailableError,
 )
 from edgebert.remote.agent import (
+    BACKENDS,
     Device,
     check_device_is_usable,
     checked_answer,
@@ -117,6 +118,7 @@ class DeviceSession:
         transport: how it is reached.
         ssh: how, over SSH; the limit of silence counts for every transport.
         keep: leave what is pushed, and the device wheel, on the device.
+        backends: of which it must have one; none where nothing is to be run there.
     """
 
     def __init__(
@@ -125,8 +127,10 @@ class DeviceSession:
         *,
         ssh: SshOptions | None = None,
         keep: bool = False,
+        backends: Sequence[str] = BACKENDS,
     ) -> None:
         self._transport, self.name, self._keep = transport, str(transport), keep
+        self._backends = tuple(backends)
         self._ssh = replace(ssh or SshOptions(), keepalive=False)
         self._silence = max(self._ssh.silence_seconds, LEAST_SILENCE_SECONDS)
         self._nonce = secrets.token_hex(16)
@@ -378,7 +382,12 @@ class DeviceSession:
             await self._ended_early(remote)
         fields = checked_answer(hello, name=self.name, nonce=self._nonce, max_bytes=_HELLO_BYTES)
         device = device_of_hello(fields, name=self.name)
-        check_device_is_usable(device, python=self._transport.python, ssh_arguments=self._transport.ssh_arguments())
+        check_device_is_usable(
+            device,
+            python=self._transport.python,
+            ssh_arguments=self._transport.ssh_arguments(),
+            backends=self._backends,
+        )
         self._device = device
         if fields.value.get("wheel") is not True:
             await self._write(remote, (self._wheel.content,))

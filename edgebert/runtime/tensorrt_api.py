@@ -139,15 +139,22 @@ def check_board(facts: GpuFacts) -> None:
             expected=f"a Jetson Orin (8.7) or Thor (11.0) with {expected}",
             hint="the portable graph runs here in ONNX Runtime: `--target cpu`",
         )
-    if facts.l4t is None or _numbers(facts.l4t) >= MINIMUM_L4T:
-        return
-    release = _numbers(facts.l4t)[0]
-    jetpack = next((name for newest, name in _OLD_JETPACKS if release <= newest), "an old JetPack")
-    raise UnavailableError(
-        f"this Jetson has L4T `{facts.l4t}`, which is {jetpack}",
-        expected=expected,
-        hint="flash JetPack 6.1 or newer with NVIDIA's SDK Manager",
-    )
+    refusal = l4t_refusal(facts.l4t)
+    if refusal:
+        raise UnavailableError(refusal, expected=expected, hint="flash JetPack 6.1 or newer with NVIDIA's SDK Manager")
+
+
+def l4t_refusal(l4t: str | None) -> str:
+    """Return why a release of NVIDIA's Linux for Jetson is refused; empty where it is not, and where it is not known.
+
+    >>> l4t_refusal("35.3.1")
+    'L4T 35.3.1 (JetPack 5) is older than JetPack 6.1 (L4T 36.4.0), which brings TensorRT 10.3'
+    """
+    if l4t is None or not l4t[:1].isdecimal() or _numbers(l4t) >= MINIMUM_L4T:
+        return ""
+    release = _numbers(l4t)[0]
+    jetpack = next(name for newest, name in _OLD_JETPACKS if release <= newest)
+    return f"L4T {l4t} ({jetpack}) is older than JetPack 6.1 (L4T 36.4.0), which brings TensorRT 10.3"
 
 
 def is_strong_only(trt: ModuleType) -> bool:

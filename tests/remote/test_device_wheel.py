@@ -30,6 +30,7 @@ from edgebert.bundle import read_bundle
 from edgebert.errors import CannotWriteError
 from edgebert.remote.bench import bench_on
 from edgebert.remote.device_wheel import (
+    DATA,
     HOST_ONLY,
     ON_DEVICE,
     REQUIRES,
@@ -133,7 +134,9 @@ def test_device_wheel_builds_engines_and_leaves_the_graphs_to_the_host(wheel: De
 
 def test_device_wheel_holds_nothing_but_sources_and_its_own_records(contents: dict[str, bytes]) -> None:
     others = {name for name in contents if not name.endswith(".py")}
-    assert {name.rpartition("/")[2] for name in others} == {"py.typed", "METADATA", "WHEEL", "RECORD"}
+    records = {name.rpartition("/")[2] for name in others if ".dist-info/" in name}
+    assert records == {"METADATA", "WHEEL", "RECORD"}
+    assert {name for name in others if ".dist-info/" not in name} == {"edgebert/py.typed", *DATA}
 
 
 def test_device_modules_import_only_what_a_device_has() -> None:
@@ -328,3 +331,32 @@ def test_bare_device_measures_what_bench_sends_it(
     result = bench_on(bare_device, [bundle], tmp_path / "result.json", options)
     assert result.arms[0].backend == device_python.backend
     check_result(tmp_path / "result.json")
+
+
+_CHECK = """
+import json, sys
+from pathlib import Path
+from edgebert.jetson_check.ladder import check_jetson
+from edgebert.jetson_check.reference import read_reference
+report = check_jetson(root=Path(sys.argv[1]))
+graphs = [len(engine.graph()) for engine in read_reference().engines]
+print(json.dumps({"report": report.to_json(), "graphs": graphs}))
+"""
+
+
+def test_self_check_of_a_jetson_runs_from_the_wheel_file(device_python: DevicePython, tmp_path: Path) -> None:
+    """On a board without TensorRT: what does not need it is checked, and the graphs are in the wheel."""
+    trees = json.loads((ROOT / "tests/bench/jetson/jetson_trees.json").read_text(encoding="utf-8"))["trees"]
+    for path, text in trees["orin-nano"].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    ran = device_python.run(tmp_path, "-c", _CHECK, str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    rungs = {rung["name"]: rung for rung in found["report"]["rungs"]}
+    states = {name: rungs[name]["state"] for name in ("board", "bindings", "parse", "sensors", "cleanup")}
+    assert states == {"board": "ok", "bindings": "failed", "parse": "skipped", "sensors": "ok", "cleanup": "ok"}
+    assert rungs["bindings"]["exit_code"] == 69
+    assert found["graphs"] == [
+        (PACKAGE / "jetson_check" / name).stat().st_size for name in ("fp16.onnx", "int8.onnx", "int8-weak.onnx")
+    ]

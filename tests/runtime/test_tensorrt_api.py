@@ -16,6 +16,7 @@ from edgebert.runtime.tensorrt_api import (
     check_board,
     check_version,
     is_strong_only,
+    l4t_refusal,
     load_tensorrt,
     logger_of,
     network_flags,
@@ -57,7 +58,7 @@ def test_early_versions_of_11_are_refused_on_a_jetson_alone(version: str) -> Non
     ],
 )
 def test_old_jetpacks_are_refused_by_name(l4t: str, jetpack: str) -> None:
-    with pytest.raises(UnavailableError, match=f"L4T `{l4t}`, which is {jetpack}") as caught:
+    with pytest.raises(UnavailableError, match=rf"^L4T {l4t} \({jetpack}\) is older than JetPack 6\.1") as caught:
         check_board(GpuFacts(compute_capability="8.7", l4t=l4t))
     assert "JetPack 6.1 (L4T 36.4.0) with TensorRT 10.3" in str(caught.value.expected)
 
@@ -65,6 +66,11 @@ def test_old_jetpacks_are_refused_by_name(l4t: str, jetpack: str) -> None:
 @pytest.mark.parametrize("l4t", ["36.4.0", "36.4.3", "36.4.7", "36.5.0", "38.2.2", "38.4.0", "39.2.1", None])
 def test_supported_jetpacks_pass(l4t: str | None) -> None:
     check_board(GpuFacts(compute_capability="8.7", l4t=l4t))
+
+
+@pytest.mark.parametrize("l4t", ["36.4.0", "39.2.1", "41.0.0", None, "nonsense"])
+def test_l4t_refusal_refuses_nothing_newer_and_nothing_unknown(l4t: str | None) -> None:
+    assert l4t_refusal(l4t) == ""
 
 
 @pytest.mark.parametrize(("capability", "board"), [("7.2", "Xavier"), ("5.3", "Nano or TX1"), ("6.2", "TX2")])

@@ -72,7 +72,8 @@ class Script:
         context_errors: what making a context logs before it gives nothing.
         execute_errors: what running logs before it gives False.
         capture_fails: whether a run inside a capture gives False.
-        dies: signal that ends the process in a build.
+        dies: signal that ends the process.
+        dies_in: `build` or `run`.
         refuses_profile: whether `add_optimization_profile` gives -1.
         calls: everything that was called, in order.
         faults: what a caller did and must not.
@@ -90,6 +91,7 @@ class Script:
     execute_errors: tuple[str, ...] = ()
     capture_fails: bool = False
     dies: int = 0
+    dies_in: str = "build"
     refuses_profile: bool = False
     calls: list[Call] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -408,7 +410,7 @@ def _add_builder(trt: Any, release: tuple[int, ...], script: Script) -> None:
             return None if plan is None else _HostMemory(plan)
 
         def _plan(self, network: INetworkDefinition, config: Any) -> bytes | None:
-            if script.dies:
+            if script.dies and script.dies_in == "build":
                 os.kill(os.getpid(), script.dies)
             typing = "strong" if network._strong else "weak"
             errors = [*script.build_errors.get(typing, ()), *_build_errors(trt, network, config)]
@@ -700,6 +702,8 @@ def _add_runtime(trt: Any, version: str, script: Script) -> None:
             return [] if self._shape is not None else [self._engine._header["image"][0]]
 
         def execute_async_v3(self, stream_handle: int) -> bool:
+            if script.dies and script.dies_in == "run":
+                os.kill(os.getpid(), script.dies)
             cudart = script.cudart
             assert cudart is not None
             capturing = cudart.is_capturing(stream_handle)
@@ -766,10 +770,10 @@ def _computing(graph: bytes, image: str) -> Callable[[Any], Any]:
 
 
 def script_from_environment() -> Script:
-    """Return the script of a child process: `EDGEBERT_TEST_TENSORRT` holds its fields as JSON."""
+    """Return the script of a child process: `EDGEBERT_TEST_TENSORRT` holds its fields as JSON, `cudart` as the library's path."""
     given = json.loads(os.environ.get("EDGEBERT_TEST_TENSORRT", "{}"))
     dies = given.pop("dies", "")
     given.pop("version", None)
-    library = os.environ.get("EDGEBERT_TEST_CUDART")
-    cudart = None if library is None else CudartDouble(Path(library))
+    library = given.pop("cudart", "") or os.environ.get("EDGEBERT_TEST_CUDART")
+    cudart = CudartDouble(Path(library)) if library else None
     return Script(dies=getattr(signal, dies) if dies else 0, cudart=cudart, **given)

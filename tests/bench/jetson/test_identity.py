@@ -12,7 +12,6 @@ from edgebert.bench.environment.jetson.identity import (
     jetpack_of_l4t,
     read_identity,
     read_l4t,
-    unsupported_reason,
 )
 from edgebert.bench.environment.jetson.packages import version_of
 from edgebert.bench.environment.system_files import SystemFiles
@@ -65,18 +64,6 @@ def test_read_l4t_falls_back_to_dpkg_where_a_container_lacks_the_file(board: Boa
 )
 def test_jetpack_of_l4t_knows_the_supported_releases(l4t: str | None, jetpack: str | None) -> None:
     assert jetpack_of_l4t(l4t) == jetpack
-
-
-@pytest.mark.parametrize("l4t", ["32.7.1", "34.1.0", "35.3.1", "36.0.0", "36.2.0", "36.3.0"])
-def test_unsupported_reason_names_the_minimum(l4t: str) -> None:
-    reason = unsupported_reason(l4t)
-    assert reason.startswith(f"L4T {l4t} (JetPack ")
-    assert reason.endswith("older than JetPack 6.1 (L4T 36.4.0), which brings TensorRT 10.3")
-
-
-@pytest.mark.parametrize("l4t", ["36.4.0", "36.5.0", "38.2.0", "39.2.1", "41.0.0", None])
-def test_unsupported_reason_refuses_nothing_newer_and_nothing_unknown(l4t: str | None) -> None:
-    assert unsupported_reason(l4t) == ""
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from edgebert.bench.environment.jetson.clocks import read_gpu_clock, read_load, read_locked
 from edgebert.bench.environment.jetson.heat import alerts_now
-from edgebert.bench.environment.jetson.identity import is_jetson, jetpack_of_l4t, read_l4t, unsupported_reason
+from edgebert.bench.environment.jetson.identity import is_jetson, jetpack_of_l4t, read_l4t
 from edgebert.bench.environment.jetson.power_mode import DEFINITIONS, STATUS, defined_modes, highest, read_power_mode
 from edgebert.bench.environment.preflight import Check, Observation
+from edgebert.runtime.tensorrt_api import l4t_refusal
 
 _BUSY_PERMILLE = 50
 
@@ -33,7 +34,7 @@ def release(seen: Observation) -> Check:
     l4t = read_l4t(seen.files)
     if l4t is None:
         return _unknown("L4T", "no /etc/nv_tegra_release and no package nvidia-l4t-core")
-    refused, jetpack = unsupported_reason(l4t), jetpack_of_l4t(l4t)
+    refused, jetpack = l4t_refusal(l4t), jetpack_of_l4t(l4t)
     return Check(
         name="L4T",
         state="warn" if refused else "pass",

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from edgebert.bench.environment.jetson.clocks import read_gpu_clock, read_locked
 from edgebert.bench.environment.jetson.heat import alerts_now, read_temperatures
-from edgebert.bench.environment.jetson.identity import read_identity, unsupported_reason
+from edgebert.bench.environment.jetson.identity import read_identity
 from edgebert.bench.environment.jetson.power_mode import read_power_mode
 from edgebert.bench.environment.jetson.rails import scope_of
 from edgebert.bench.environment.schema import JetsonFacts
 from edgebert.bench.environment.system_files import SystemFiles
+from edgebert.runtime.tensorrt_api import l4t_refusal
 
 
 def jetson_facts(root: Path = Path("/")) -> dict[str, str]:
@@ -44,7 +45,7 @@ def jetson_facts(root: Path = Path("/")) -> dict[str, str]:
 def jetson_refusal(root: Path = Path("/")) -> str:
     """Return why TensorRT engines are refused on this Jetson; empty where they are not, and on other computers."""
     identity = read_identity(SystemFiles(root))
-    return "" if identity is None else unsupported_reason(identity.l4t)
+    return "" if identity is None else l4t_refusal(identity.l4t)
 
 
 def _module(identity: JetsonFacts) -> str | None:
@@ -55,7 +56,7 @@ def _module(identity: JetsonFacts) -> str | None:
 def _release(identity: JetsonFacts) -> str | None:
     if identity.l4t is None:
         return None
-    refused = unsupported_reason(identity.l4t)
+    refused = l4t_refusal(identity.l4t)
     jetpack = f"JetPack {identity.jetpack}" if identity.jetpack else "of a JetPack that this version does not know"
     return f"{identity.l4t} ({jetpack})" + (f"; refused: {refused}" if refused else "")
 

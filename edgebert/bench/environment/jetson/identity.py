@@ -2,8 +2,6 @@
 
 >>> jetpack_of_l4t("36.4.3"), jetpack_of_l4t("39.2.0"), jetpack_of_l4t("41.0.0")
 ('6.2', '7.2', None)
->>> unsupported_reason("35.3.1")
-'L4T 35.3.1 (JetPack 5) is older than JetPack 6.1 (L4T 36.4.0), which brings TensorRT 10.3'
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from edgebert.fingerprint import l4t_of_release
 
 COMPATIBLE = "/proc/device-tree/compatible"
 RELEASE = "/etc/nv_tegra_release"
-OLDEST = (36, 4, 0)
 
 # Chip -> family (section 8.5); what stands nowhere here is named by its number.
 SOCS = {"tegra234": "Orin", "tegra264": "Thor", "tegra194": "Xavier", "tegra186": "TX2", "tegra210": "Nano"}
@@ -121,16 +118,6 @@ def jetpack_of_l4t(l4t: str | None) -> str | None:
     """Return the JetPack that a version of L4T belongs to, None for one that this version does not know."""
     numbers = _numbers(l4t)
     return None if numbers is None else _JETPACKS.get(numbers) or _OLD_MAJORS.get(numbers[0])
-
-
-def unsupported_reason(l4t: str | None) -> str:
-    """Return why a version of L4T is refused; empty where it is not, and where it is not known."""
-    numbers = _numbers(l4t)
-    if numbers is None or numbers >= OLDEST:
-        return ""
-    jetpack = jetpack_of_l4t(l4t)
-    named = f" (JetPack {jetpack})" if jetpack else ""
-    return f"L4T {l4t}{named} is older than JetPack 6.1 (L4T 36.4.0), which brings TensorRT 10.3"
 
 
 def _module(names: Sequence[str]) -> str | None:
