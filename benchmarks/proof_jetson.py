@@ -4,8 +4,9 @@
     python benchmarks/proof_jetson.py --only bindings
     python benchmarks/proof_jetson.py --keep           # go on where an earlier call was interrupted
 
-No TensorRT, no GPU and no Jetson: what is held is what can be held without them. An item whose tests were skipped, or whose program is
-not here, fails. Expected: PASS for each. What it does not say: that an engine is built, runs, is right or is fast on any board.
+No GPU and no Jetson, and of TensorRT its sibling for desktop cards alone: what is held is what can be held so. An item whose tests were
+skipped, or whose program is not here, fails. Expected: PASS for each. What it does not say: that an engine is built, runs, is right or
+is fast on any board.
 
 `SHORT` names for each item the tests in which the suite holds its short form.
 """
@@ -47,6 +48,11 @@ ITEMS = (
         ("benchmarks/tensorrt_graphs.py", "--images", "8", "--json", "{json}"),
     ),
     Item(
+        "builder",
+        "the same forms, parsed and built by NVIDIA's own parser and builder: TensorRT for RTX, which needs no GPU to build",
+        ("benchmarks/tensorrt_rtx.py", "--json", "{json}"),
+    ),
+    Item(
         "violations",
         "planted violations of each of the parser's rules are found with rule, node and remedy, and so are faults of our own rewriting",
         (
@@ -59,6 +65,30 @@ ITEMS = (
             "tests/export/test_half_overflow.py",
             "tests/export/test_half_parity.py",
             "tests/export/test_half_precision.py",
+            "tests/tensorrt/test_rtx.py",
+        ),
+    ),
+    Item(
+        "compile",
+        "compile builds both typings, here and over --host, survives the failure of either, keeps the faster that holds accuracy, and measures FP16 against INT8; a device that lies is refused",
+        (
+            _TESTS,
+            "--counted",
+            "tests of engine forms",
+            "tests/export/test_engine_forms.py",
+            "tests/export/test_engine_precision.py",
+            "tests/remote/test_remote_engine.py",
+        ),
+    ),
+    Item(
+        "self-check",
+        "doctor --jetson over the doubles, here and over --host: each rung holds, fails, crashes and hangs; its file names nobody",
+        (
+            _TESTS,
+            "--counted",
+            "tests of the self-check",
+            "tests/jetson_check",
+            "tests/remote/test_remote_jetson_check.py",
         ),
     ),
     Item(
@@ -118,6 +148,9 @@ SHORT: dict[str, tuple[str, ...]] = {
     "graphs": (
         "tests/export/test_tensorrt_graph.py::test_strong_graph_computes_in_fp16_behind_the_normalisation_of_pixels",
     ),
+    "builder": ("tests/tensorrt/test_rtx.py::test_build_plan_builds_a_classifier_for_several_batches",),
+    "compile": ("tests/export/test_engine_forms.py::test_compile_ships_the_faster_typing_and_says_why",),
+    "self-check": ("tests/jetson_check/test_ladder_processes.py::test_every_rung_holds_on_a_board_that_is_in_order",),
     "violations": ("tests/export/test_tensorrt_rules.py::test_every_rule_has_a_planted_violation",),
     "loopback": (
         "tests/remote/test_remote_bench.py::test_bench_on_over_ssh_says_how_the_device_was_reached",
