@@ -173,6 +173,8 @@ def _checked_size(entries: Sequence[zipfile.ZipInfo]) -> int:
         mode = entry.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise RefusedError(f"`{name:.80}` in a wheel is a link or a device", expected="files")
+        if entry.header_offset < 0:
+            raise RefusedError(f"what was sent is no wheel: `{name:.80}` begins before it")
         if name in seen:
             raise RefusedError(f"`{name:.80}` is in a wheel twice", expected="once")
         seen.add(name)

@@ -110,6 +110,7 @@ def _serve(link: Link, store: Store) -> int:
     except EdgebertError as error:
         link.refuse(first, error)
         return error.exit_code
+    link.leave()
     link.answer(bye)
     return 0
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from edgebert._files import read_input
 from edgebert._json import JsonObject
+from edgebert.errors import RefusedError
 from edgebert.remote.session import DeviceSession, SentObject
 from edgebert.remote.wheel_files import wheel_files
 from edgebert.remote.wheel_pins import IMPORTED, PinnedWheel, lacking, wheels_for, words_for
@@ -46,7 +47,9 @@ def bring_packages(session: DeviceSession) -> tuple[PinnedWheel, ...]:
             for wheel, path in zip(wheels, paths, strict=True)
         ]
     )
-    session.ask("packages", packages_message(wheels), timeout_s=_UNPACK_SECONDS)
+    said = session.ask("packages", packages_message(wheels), timeout_s=_UNPACK_SECONDS).fields.value.get("modules")
+    if said != {wheel.module: wheel.version for wheel in wheels}:
+        raise RefusedError(f"`{session.name}` says that it uses something else than was sent", expected="what was sent")
     return wheels
 
 

@@ -12,6 +12,7 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 
 DEVICE = "tests/export/test_device_environment.py"
 WHEEL = "tests/remote/test_device_wheel.py"
+BARE = "tests/remote/test_bare_device.py"
 CUDART = "tests/runtime/test_cuda.py"
 HOST = os.uname().nodename
 
@@ -154,6 +155,59 @@ def _of_bindings() -> tuple[Exemption, ...]:
     )
 
 
+def _of_brought_packages() -> tuple[Exemption, ...]:
+    """Return what may happen where a host brings numpy and Pillow to a device that has none."""
+    files, made, missing = (
+        "tests/remote/test_wheel_files.py",
+        "tests/remote/test_device_packages.py",
+        "the wheels cannot be had here",
+    )
+    return (
+        *(
+            exemption
+            for test in (files, BARE)
+            for exemption in (
+                Exemption(
+                    "exec",
+                    "<string>",
+                    by="pip._vendor.*",
+                    test=test,
+                    why="pip's copy of six writes `raise ... from` at import",
+                    unused="this pip has no such copy",
+                ),
+                Exemption(
+                    "program",
+                    "*/rustc",
+                    by="pip._internal.network.session",
+                    test=test,
+                    why="pip says in its user agent which Rust is here",
+                    unused="no Rust on this computer",
+                ),
+            )
+        ),
+        *(
+            Exemption(
+                event,
+                "*/packages-*",
+                test=BARE,
+                why="a device imports the numpy and Pillow that its host has sent, from the session's own folder",
+                unused=missing,
+            )
+            for event in ("exec", "import", "ctypes.dlopen")
+        ),
+        *(
+            Exemption(
+                "exec",
+                "*/packages-*",
+                by="importlib._bootstrap",
+                test=test,
+                why="tiny packages that the test has written, and sent to a device as wheels",
+            )
+            for test in (made,)
+        ),
+    )
+
+
 EXEMPTIONS: tuple[Exemption, ...] = (
     # Code without a file, written by the module itself.
     Exemption("exec", "<string>", by="dataclasses", why="writes `__init__` and its kin of a dataclass"),
@@ -286,6 +340,8 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     *_of_devices(DEVICE),
     *_of_devices(WHEEL),
     *_of_bindings(),
+    *_of_devices(BARE),
+    *_of_brought_packages(),
     Exemption(
         "exec",
         "*+device-py3-none-any.whl/*",
