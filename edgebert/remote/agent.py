@@ -178,7 +178,7 @@ class _Call:
             "silence_seconds": _SILENCE_SECONDS,
             "words": list(words),
             "files": {name: base64.b64encode(content).decode("ascii") for name, content in attached.items()},
-            "packages": packages or {},
+            "packages": dump_json(packages) if packages else "",
         }
         self._packages = packages
         self._device: Device | None = None

@@ -152,7 +152,7 @@ def run_agent(words: "list[str]") -> "tuple[int, object]":
         return code or 0, None
 
 
-def use_packages(place: Path, packages: "dict[str, object]", stack: contextlib.ExitStack) -> "dict[str, object] | None":
+def use_packages(place: Path, packages: str, stack: contextlib.ExitStack) -> "dict[str, object] | None":
     """Unpack wheels that were pushed for as long as `stack` is open, and put them on the path; return what was refused."""
     from edgebert.errors import EdgebertError
     from edgebert.remote.device_packages import use_pushed
@@ -195,7 +195,7 @@ def bootstrap(
     files: "dict[str, str]",
     session: bool = False,
     keep_wheel: bool = True,
-    packages: "dict[str, object]" = {},  # noqa: B006  # read only
+    packages: str = "",
 ) -> None:
     """Say hello, keep the wheel, run the agent, say the end.
 
@@ -209,7 +209,7 @@ def bootstrap(
         files: name -> content in base64, for the agent to read.
         session: serve a session instead of running the agent.
         keep_wheel: leave a wheel that came for a session.
-        packages: wheels that a session before this call has left here, as its `packages` took them; empty for none.
+        packages: wheels that a session before this call has left here, the JSON text of its `packages`; "" for none.
     """
     place = Path.home() / ".cache" / "edgebert"
     path = place / sha256 / wheel
@@ -259,9 +259,9 @@ def bootstrap(
             stack.close()
             os._exit(code)  # a thread still waits for the host
         if packages:
-            refused = use_packages(place, packages, stack)
-            if refused is not None:
-                say(nonce=nonce, exit_code=refused["exit_code"], answer={"error": refused})
+            missing = use_packages(place, packages, stack)
+            if missing is not None:
+                say(nonce=nonce, exit_code=missing["exit_code"], answer={"error": missing})
                 return
         sys.stdin = io.TextIOWrapper(stdin)
         home = str(Path.home())

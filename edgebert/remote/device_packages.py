@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebert._json import Fields, JsonObject
+from edgebert._json import Fields, JsonObject, parse_json_object
 from edgebert.errors import CannotWriteError, RefusedError, UnavailableError
 from edgebert.remote.device_store import Store
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from edgebert.remote.device_link import Link
     from edgebert.remote.frames import Frame
 
-MAX_ENTRIES = 5_000  # numpy 2.2 has 900
-MAX_UNPACKED_BYTES = 256 << 20  # numpy 1.26 has 67 MB
+MAX_ENTRIES = 5_000  # numpy 1.26 has 915
+MAX_UNPACKED_BYTES = 256 << 20  # numpy 1.26 has 65 MB
 MAX_NAME = 300
 MODULES = ("numpy", "PIL.Image")  # `import PIL` alone would not load its compiled part
 _CHUNK = 1 << 20
@@ -64,19 +64,19 @@ def packages(_link: Link, store: Store, request: Frame) -> tuple[JsonObject, Map
     return {"modules": put_on_path(store, listed, Path(tempfile.mkdtemp(prefix="packages-")))}, {}
 
 
-def use_pushed(root: Path, content: JsonObject, folder: Path) -> None:
+def use_pushed(root: Path, content: str, folder: Path) -> None:
     """The same for a call without a session: of objects that a session before it has left, each hashed again.
 
     Args:
         root: of the store.
-        content: of a `packages` message, and the `size` of each.
+        content: of a `packages` message with the `size` of each, as JSON.
         folder: an empty one of this call's own.
 
     Raises:
         BadDataError: a wheel is not here any more.
         EdgebertError: as of `put_on_path`.
     """
-    fields = Fields(content, what="the packages")
+    fields = Fields(parse_json_object(content, what="the packages"), what="the packages")
     store = Store(root)
     listed = packages_of(fields)
     store.there([(entry.text("sha256"), entry.integer("size")) for entry in fields.list_of_fields("wheels")])
@@ -208,7 +208,7 @@ def _imported(package: Package, folder: Path) -> str:
             expected="a Python and a C library that this wheel is for",
             hint=hint,
         ) from error
-    place = Path(module.__file__ or "/")
+    place = Path((module.__spec__.origin if module.__spec__ else None) or "/")
     if folder not in place.parents:
         raise UnavailableError(
             f"`{package.module}` comes from `{place}`", expected=f"`{package.name}`, which was sent", hint=hint

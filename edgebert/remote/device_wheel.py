@@ -48,6 +48,7 @@ HOST_ONLY = (
     "edgebert.remote.devices",
     "edgebert.remote.fleet",
     "edgebert.remote.install",
+    "edgebert.remote.installation",
     "edgebert.remote.objects",
     "edgebert.remote.packages",
     "edgebert.remote.run_folder",
