@@ -312,6 +312,24 @@ def test_packages_refuses_a_wheel_that_was_not_pushed(bare: Bare) -> None:
             session.ask("packages", {"wheels": [wheel]}, timeout_s=30)
 
 
+def test_agent_clears_away_where_the_host_closes_the_link_after_its_bye(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from edgebert.remote.device_link import Link\n"
+        "from edgebert.remote.device_store import Store\n"
+        "link = Link('00', sys.stdin.buffer, os.fdopen(os.dup(1), 'wb', buffering=0), Store(Path(sys.argv[1])))\n"
+        "if sys.argv[2] == 'leaves': link.leave()\n"
+        "link.start()\n"
+        "time.sleep(1)\n"
+        "print('cleared away')\n"
+    )
+    for state, said in (("leaves", "cleared away\n"), ("stays", "")):
+        command = [sys.executable, "-c", code, str(tmp_path), state]
+        ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert ran.stdout == said, ran.stderr
+
+
 # -- without numpy
 
 
