@@ -62,6 +62,15 @@ InstallationHost = Annotated[
 DevicePython = Annotated[
     str | None, typer.Option("--python", help="With --host: the device's Python.", show_default="python3")
 ]
+DeviceWheels = Annotated[
+    Path | None,
+    typer.Option(
+        "--device-wheels",
+        metavar="FOLDER",
+        help="With --host: where numpy and Pillow lie that a device lacks, where this computer cannot fetch them.",
+        show_default="pip fetches them",
+    ),
+]
 SelfTest = Annotated[
     Literal["now", "later"], typer.Option(help="later: at the first opening, for an image that is made elsewhere.")
 ]

@@ -295,6 +295,7 @@ def size(
     ] = None,
     host: _flags.Host = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     keep_on_device: _flags.KeepOnDevice = False,
     force: _flags.Force = False,
     as_json: _flags.Json = False,
@@ -325,9 +326,11 @@ def size(
             from edgebert.remote.size import sizes_on
             from edgebert.remote.transport import transport_of
 
-            report = sizes_on(transport_of(host, python=python), data, options, output, keep=keep_on_device)
+            report = sizes_on(
+                transport_of(host, python=python, wheels=device_wheels), data, options, output, keep=keep_on_device
+            )
         else:
-            _check_no_device_options(python, keep_on_device)
+            _check_no_device_options(python, keep_on_device, device_wheels)
             report = sizes_from_data(data, options, output)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return report.exit_code
@@ -599,6 +602,7 @@ def compile_(
     ] = 0,
     host: _flags.Host = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     keep_on_device: _flags.KeepOnDevice = False,
     class_map: _flags.ClassMap = None,
     max_skipped: _flags.MaxSkipped = 0.01,
@@ -639,9 +643,10 @@ def compile_(
             from edgebert.remote.compile import bundle_on
             from edgebert.remote.transport import transport_of
 
-            made = bundle_on(transport_of(host, python=python), graph, output, options, keep=keep_on_device)
+            transport = transport_of(host, python=python, wheels=device_wheels)
+            made = bundle_on(transport, graph, output, options, keep=keep_on_device)
         else:
-            _check_no_device_options(python, keep_on_device)
+            _check_no_device_options(python, keep_on_device, device_wheels)
             made = bundle_from_graph(graph, output, options)
         show(plain(made), made.to_text(), as_json=as_json)
         return 0
@@ -747,6 +752,7 @@ def bench(
     ] = False,
     host: _flags.Hosts = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="With --host: the folder of a run whose link broke, to go on from."),
@@ -766,10 +772,7 @@ def bench(
 
         if not host:
             check_targets_are_here(target or ())
-            if resume is not None or keep_on_device or python is not None:
-                raise UsageError(
-                    "`--resume`, `--keep-on-device` and `--python` are of a device", hint="--host USER@HOST"
-                )
+            _check_no_device_options(python, keep_on_device, device_wheels, resume)
         if data is None:
             raise UsageError("`bench` measures on images, and no data is named", hint="--data DATA")
         options = BenchOptions(
@@ -812,7 +815,14 @@ def bench(
             from edgebert.remote.fleet import bench_fleet
 
             benched = bench_fleet(
-                host, artefacts or (), output, options, python=python, resume=resume, keep=keep_on_device
+                host,
+                artefacts or (),
+                output,
+                options,
+                python=python,
+                wheels=device_wheels,
+                resume=resume,
+                keep=keep_on_device,
             )
             show(benched.to_json(), benched.to_text(), as_json=as_json)
             return benched.exit_code
@@ -823,13 +833,20 @@ def bench(
     _call(command, as_json=as_json)
 
 
-def _check_no_device_options(python: str | None, keep_on_device: bool, resume: Path | None = None) -> None:
+def _check_no_device_options(
+    python: str | None, keep_on_device: bool, device_wheels: Path | None, resume: Path | None = None
+) -> None:
     """Refuse what only a device has.
 
     Raises:
         UsageError: one is given.
     """
-    given = {"--python": python is not None, "--keep-on-device": keep_on_device, "--resume": resume is not None}
+    given = {
+        "--python": python is not None,
+        "--keep-on-device": keep_on_device,
+        "--device-wheels": device_wheels is not None,
+        "--resume": resume is not None,
+    }
     named = [flag for flag, is_given in given.items() if is_given]
     if named:
         raise UsageError(f"`{named[0]}` is of a device, and none is named", hint="--host USER@HOST")
@@ -1119,6 +1136,7 @@ def install(
         ),
     ] = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     as_json: _flags.Json = False,
 ) -> None:
     """Put a bundle in place, here or on a device, after its self-test and in one step; what was there stays the previous one."""
@@ -1141,10 +1159,10 @@ def install(
         if host is not None:
             from edgebert.remote.install import install_on
 
-            there = install_on(host, bundle, str(to), options, python=python or "python3")
+            there = install_on(host, bundle, str(to), options, python=python or "python3", wheels=device_wheels)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
-        _refuse_device_options(python)
+        _check_no_device_options(python, False, device_wheels)
         report = install(bundle, to, options)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
@@ -1160,6 +1178,7 @@ def rollback(
     target: _flags.SelfTestTarget = None,
     host: _flags.InstallationHost = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     as_json: _flags.Json = False,
 ) -> None:
     """Make the previous bundle of an installation current again; a second time goes forward again."""
@@ -1171,11 +1190,17 @@ def rollback(
             from edgebert.remote.installation import rollback_on
 
             there = rollback_on(
-                host, str(path), self_test=self_test, timeout=timeout, target=target, python=python or "python3"
+                host,
+                str(path),
+                self_test=self_test,
+                timeout=timeout,
+                target=target,
+                python=python or "python3",
+                wheels=device_wheels,
             )
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
-        _refuse_device_options(python)
+        _check_no_device_options(python, False, device_wheels)
         report = rollback(path, self_test=self_test, timeout=timeout, target=target)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
@@ -1188,6 +1213,7 @@ def status(
     path: _flags.InstallationFolder,
     host: _flags.InstallationHost = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     as_json: _flags.Json = False,
 ) -> None:
     """Say what is installed in a folder, what went bad there, and whose signatures it demands."""
@@ -1198,21 +1224,15 @@ def status(
         if host is not None:
             from edgebert.remote.installation import status_on
 
-            there = status_on(host, str(path), python=python or "python3")
+            there = status_on(host, str(path), python=python or "python3", wheels=device_wheels)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
-        _refuse_device_options(python)
+        _check_no_device_options(python, False, device_wheels)
         report = status(path)
         show(report.to_json(), report.to_text(), as_json=as_json)
         return 0
 
     _call(command, as_json=as_json)
-
-
-def _refuse_device_options(python: str | None) -> None:
-    """Refuse what belongs to `--host` where none is named."""
-    if python is not None:
-        raise UsageError("`--python` is the Python of a device", hint="--host USER@HOST")
 
 
 devices = typer.Typer(help="Devices by name, for --host.", no_args_is_help=True)
@@ -1260,6 +1280,7 @@ def devices_list(as_json: _flags.Json = False) -> None:
 def devices_check(
     host: Annotated[str, typer.Argument(metavar="NAME|USER@HOST[:PORT]", help="The device.", show_default=False)],
     python: Annotated[str | None, typer.Option(help="Its Python.", show_default="its entry's, or python3")] = None,
+    device_wheels: _flags.DeviceWheels = None,
     as_json: _flags.Json = False,
 ) -> None:
     """Say whether a device can be used: host key, Python, numpy, backend, disk, lock, clock. It exits 1 where a check failed."""
@@ -1267,7 +1288,7 @@ def devices_check(
     def command() -> int:
         from edgebert.remote.devices import check_device_at
 
-        checked = check_device_at(host, python=python)
+        checked = check_device_at(host, python=python, wheels=device_wheels)
         show(checked.to_json(), checked.to_text(), as_json=as_json)
         return checked.exit_code
 
@@ -1337,6 +1358,7 @@ def doctor(
         typer.Option(metavar="USER@HOST[:PORT]", help="With --jetson: check this device over SSH.", show_default=False),
     ] = None,
     python: _flags.DevicePython = None,
+    device_wheels: _flags.DeviceWheels = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Of --jetson.", show_default="named by board and day"),
@@ -1355,14 +1377,14 @@ def doctor(
         from edgebert.jetson_check.output import CheckFile, check_into_file
 
         if host is None:
-            _refuse_device_options(python)
+            _check_no_device_options(python, keep_on_device=False, device_wheels=device_wheels)
         file = CheckFile(output, force=force)
         if host is None:
             return check_into_file(lambda told: check_jetson(told=told), file, as_json=as_json)
         from edgebert.remote.jetson_check import check_jetson_on
         from edgebert.remote.transport import transport_of
 
-        device = transport_of(host, python=python)
+        device = transport_of(host, python=python, wheels=device_wheels)
         return check_into_file(lambda told: check_jetson_on(device, told=told), file, as_json=as_json)
 
     def before_bench() -> int:
@@ -1400,8 +1422,11 @@ def doctor(
             raise UsageError("`--jetson` and `--bench` are two checks", hint="one after the other")
         if jetson:
             return board()
-        if host is not None or python is not None or output is not None or force:
-            raise UsageError("`--host`, `--python`, `--output` and `--force` belong to `--jetson`", hint="--jetson")
+        if any(each is not None for each in (host, python, device_wheels, output)) or force:
+            raise UsageError(
+                "`--host`, `--python`, `--device-wheels`, `--output` and `--force` belong to `--jetson`",
+                hint="--jetson",
+            )
         return before_bench() if bench else command()
 
     _call(asked, as_json=as_json)

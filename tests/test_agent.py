@@ -144,7 +144,8 @@ def test_agent_and_edgebert_have_the_same_options() -> None:
     for name in ("install", "rollback", "status"):
         command = main.commands[name]  # type: ignore[attr-defined]  # a group
         flags = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
-        commands[name] = flags - {"--help", "--host", "--python"}  # the last two lead to a device, where the agent runs
+        # All but the first lead to a device, where the agent runs.
+        commands[name] = flags - {"--help", "--host", "--python", "--device-wheels"}
     for action in agent._parser()._subparsers._group_actions:  # type: ignore[union-attr]  # there are commands
         for name, parser in action.choices.items():  # type: ignore[union-attr]  # of the commands
             if name in commands:

@@ -18,7 +18,7 @@ from edgebert._console import printable, run_command
 from edgebert._flags import class_map_from, names_from
 from edgebert.errors import EdgebertError, UnavailableError, UsageError
 
-DEVICE = {"host", "python", "keep_on_device"}  # where it runs, and not what is done
+DEVICE = {"host", "python", "keep_on_device", "device_wheels"}  # where it runs, and not what is done
 # Command -> its options, and the flags that are no field of them.
 OPTIONS = {
     "train": ("edgebert.train.options:TrainOptions", {"data", "output"}),

@@ -92,7 +92,7 @@ def test_wheel_holds_every_source_file(wheel: Path) -> None:
         if path.is_file()
         and (
             path.suffix in (".py", ".toml", ".j2", ".onnx")
-            or path.name in ("py.typed", "bench.schema.json", "reference.json")
+            or path.name in ("py.typed", "bench.schema.json", "reference.json", "wheel_pins.json")
         )
         and "__pycache__" not in path.parts
         and not any(parent.is_symlink() for parent in path.parents)

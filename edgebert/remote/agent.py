@@ -1,7 +1,8 @@
 """Runs a command of the agent on a device: sends the device wheel where it is missing, then what the command reads, and checks its answer.
 
-One SSH session and one command: `edgebert/remote/bootstrap.py` is its text, so that nothing needs to be on the device but Python, numpy,
-Pillow and a backend. The wheel is kept there as `~/.cache/edgebert/<sha256>/`, and sent again only where it changed.
+One SSH session and one command: `edgebert/remote/bootstrap.py` is its text, so that nothing needs to be on the device but Python and a
+backend. The wheel is kept there as `~/.cache/edgebert/<sha256>/`, and sent again only where it changed. Where numpy or Pillow are missing
+or too old, a session before the command brings them (`edgebert.remote.packages`), and they stay as the device wheel does.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import NoReturn
 
 from edgebert import errors
 from edgebert._console import printable
-from edgebert._json import Fields, JsonValue, dump_json, parse_json_object
+from edgebert._json import Fields, JsonObject, JsonValue, dump_json, parse_json_object
 from edgebert._progress import Progress
 from edgebert.errors import (
     BadDataError,
@@ -28,10 +30,12 @@ from edgebert.errors import (
     UnavailableError,
     UsageError,
 )
-from edgebert.extras import FLOORS, below_floor
+from edgebert.extras import DISTRIBUTIONS, FLOORS, below_floor
 from edgebert.remote.bootstrap import GIVEN_UP
 from edgebert.remote.device_wheel import device_wheel
 from edgebert.remote.ssh import Destination, Ended, RemoteCommand, SshOptions, converse
+from edgebert.remote.transport import Ssh
+from edgebert.remote.wheel_pins import IMPORTED, lacking
 
 _log = logging.getLogger("edgebert")
 
@@ -56,6 +60,8 @@ class Device:
         executable: that Python.
         machine: its processor architecture, such as `aarch64`.
         modules: module -> version of those edgebert uses that it has.
+        suffix: of the compiled modules that its Python loads, such as `.cpython-310-aarch64-linux-gnu.so`.
+        libc: its C library, such as `glibc 2.35`; "" for another one.
     """
 
     name: str
@@ -63,6 +69,8 @@ class Device:
     executable: str
     machine: str
     modules: Mapping[str, str]
+    suffix: str = ""
+    libc: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +97,7 @@ def run_agent(
     files: Mapping[str, bytes] | None = None,
     answer_seconds: float = 600.0,
     python: str = "python3",
+    wheels: Path | None = None,
     options: SshOptions | None = None,
 ) -> AgentAnswer:
     """Run a command of the agent on a device.
@@ -102,6 +111,7 @@ def run_agent(
             removed at the end.
         answer_seconds: how long the command may take once everything was sent.
         python: the device's Python: a command, or a path; `~/` is the home folder there.
+        wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         options: how the device is reached.
 
     Raises:
@@ -109,7 +119,8 @@ def run_agent(
         UsageError: `files` are too large to be sent with the command.
         RefusedError: a host key, a login or an answer that cannot be trusted.
         LinkLostError: the device cannot be reached, or the link broke.
-        UnavailableError: the device lacks Python 3.10, numpy, Pillow or a backend; the message holds the command that adds it.
+        UnavailableError: the device lacks Python 3.10 or a backend; the message holds the command that adds it. Or it lacks numpy or
+            Pillow, and there are none for it, or they cannot be had here.
     """
     attached = dict(files or {})
     if sum(map(len, attached.values())) > _MOST_FILE_BYTES:
@@ -117,8 +128,27 @@ def run_agent(
             f"{', '.join(f'`{name}`' for name in attached)}: {sum(map(len, attached.values())):,} bytes",
             expected=f"at most {_MOST_FILE_BYTES:,} together",
         )
-    call = _Call(destination, words, pieces, size, attached, answer_seconds, python, options or SshOptions())
-    return asyncio.run(call.run())
+    options = options or SshOptions()
+    try:
+        call = _Call(destination, words, pieces, size, attached, answer_seconds, python, options)
+        return asyncio.run(call.run())
+    except _PackagesWanted:  # nothing was sent yet
+        packages = _bring(Ssh(destination=destination, python=python, wheels=wheels), options)
+        call = _Call(destination, words, pieces, size, attached, answer_seconds, python, options, packages)
+        return asyncio.run(call.run())
+
+
+class _PackagesWanted(Exception):
+    """A device has no numpy or Pillow that is good enough."""
+
+
+def _bring(transport: Ssh, options: SshOptions) -> JsonObject:
+    """Leave numpy and Pillow on a device for the call that follows, in a session of its own; return what that call says of them."""
+    from edgebert.remote.packages import packages_message
+    from edgebert.remote.session import DeviceSession
+
+    with DeviceSession(transport, ssh=options, keep=True) as session:
+        return packages_message(session.brought)
 
 
 class _Call:
@@ -134,6 +164,7 @@ class _Call:
         answer_seconds: float,
         python: str,
         options: SshOptions,
+        packages: JsonObject | None = None,
     ) -> None:
         self._destination, self._name, self._answer_seconds = destination, str(destination), answer_seconds
         self._pieces, self._size, self._python, self._options = pieces, size, python, options
@@ -147,7 +178,9 @@ class _Call:
             "silence_seconds": _SILENCE_SECONDS,
             "words": list(words),
             "files": {name: base64.b64encode(content).decode("ascii") for name, content in attached.items()},
+            "packages": dump_json(packages) if packages else "",
         }
+        self._packages = packages
         self._device: Device | None = None
         self._sent = 0
 
@@ -191,6 +224,8 @@ class _Call:
         """Return what the device is, if it has what the agent needs."""
         device = device_of_hello(hello, name=self._name)
         check_device_is_usable(device, python=self._python, ssh_arguments=self._destination.ssh_arguments())
+        if self._packages is None and lacking(device.modules):
+            raise _PackagesWanted
         return device
 
     def _answer(self, ended: Ended) -> AgentAnswer:
@@ -264,6 +299,8 @@ def device_of_hello(hello: Fields, *, name: str) -> Device:
             executable=printable(hello.text("executable")),
             machine=printable(hello.text("machine")),
             modules={module: printable(modules.text(module)) for module in modules.value},
+            suffix=printable(hello.optional_text("suffix") or ""),
+            libc=printable(hello.optional_text("libc") or ""),
         )
     except BadDataError as error:
         raise RefusedError(printable(error.what), expected=plain_text(error.expected)) from error
@@ -272,7 +309,7 @@ def device_of_hello(hello: Fields, *, name: str) -> Device:
 def check_device_is_usable(
     device: Device, *, python: str, ssh_arguments: str | None, backends: Sequence[str] = BACKENDS
 ) -> None:
-    """Check that a device has what edgebert needs, and warn of what is older than it should be.
+    """Check that a device has what edgebert needs and cannot bring, and warn of what is older than it should be.
 
     Args:
         device: what it said.
@@ -281,7 +318,8 @@ def check_device_is_usable(
         backends: of which it needs one; none where what is asked of it needs none.
 
     Raises:
-        UnavailableError: Python 3.10, numpy, Pillow or a backend is missing; the message holds the command that adds it.
+        UnavailableError: Python 3.10 or a backend is missing; the message holds the command that adds it, and numpy and Pillow with
+            it where they are missing as well.
     """
     name = device.name
     if device.python[:2] < _OLDEST_PYTHON:
@@ -290,10 +328,9 @@ def check_device_is_usable(
             expected="Python 3.10 or newer",
             hint="name another one with `--python`, such as `--python '~/edgebert/bin/python'`",
         )
-    missing = [{"PIL": "Pillow"}.get(module, module) for module in ("numpy", "PIL") if module not in device.modules]
     if backends and not any(backend in device.modules for backend in backends):
+        missing = [DISTRIBUTIONS.get(module, module) for module in IMPORTED if module not in device.modules]
         missing.append("onnxruntime")
-    if missing:
         make = f"python3 -m venv --system-site-packages ~/edgebert && ~/edgebert/bin/pip install {' '.join(missing)}"
         raise UnavailableError(
             f"`{name}` has no {' and no '.join(missing)} for {device.executable}",
@@ -301,7 +338,7 @@ def check_device_is_usable(
             hint=f"{on_device(ssh_arguments, make)}, then add `--python '~/edgebert/bin/python'`",
         )
     for module, version in device.modules.items():
-        if module in FLOORS and version and below_floor(module, version):
+        if module in FLOORS and module not in IMPORTED and version and below_floor(module, version):
             _log.warning("`%s` has %s %s; %s or newer is advised", name, module, version, FLOORS[module])
 
 

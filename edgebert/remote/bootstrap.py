@@ -4,7 +4,8 @@ It says what this Python has, keeps the device wheel, and hands over to the agen
 takes, so that this is plain Python 3.6, and only its text is used on the host.
 
     stdout  one line, the hello: the nonce, this Python, the modules it has, whether the wheel is kept here already
-    stdin   the wheel where it is not, then what the agent reads from its stdin, to the end
+    stdin   the wheel where it is not, then what the agent reads from its stdin, to the end; numpy and Pillow, where this
+            Python's own are missing or too old, came before in a session (`edgebert.remote.device_packages`)
     stdout  one line, the end: the nonce, the agent's exit code and its answer
 
 A session (`edgebert.remote.device_session`) takes stdin and stdout over after the wheel, for as long as the host is there. A wheel that
@@ -14,6 +15,7 @@ came for a session alone goes with it.
 import base64
 import contextlib
 import hashlib
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -67,6 +69,14 @@ def versions() -> "dict[str, str]":
             except PackageNotFoundError:  # a system package without metadata
                 found[name] = ""
     return found
+
+
+def c_library() -> str:
+    """Return name and version of the C library, such as `glibc 2.35`; "" where it is another than glibc."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        return ""
 
 
 def is_kept(path: Path, sha256: str) -> bool:
@@ -142,6 +152,21 @@ def run_agent(words: "list[str]") -> "tuple[int, object]":
         return code or 0, None
 
 
+def use_packages(place: Path, packages: str, stack: contextlib.ExitStack) -> "dict[str, object] | None":
+    """Unpack wheels that were pushed for as long as `stack` is open, and put them on the path; return what was refused."""
+    from edgebert.errors import EdgebertError
+    from edgebert.remote.device_packages import use_pushed
+
+    try:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="packages-", dir=str(place)))
+        use_pushed(place, packages, Path(folder))
+    except EdgebertError as error:
+        return {"exit_code": error.exit_code, "what": error.what, "expected": error.expected, "hint": error.hint}
+    except OSError as error:
+        return {"exit_code": 74, "what": f"cannot write `{place}`: {error.strerror or error}", "hint": "df -h ~"}
+    return None
+
+
 def run_session(nonce: str, stdin: "io.BufferedReader[PatientStdin]", path: Path, keep_wheel: bool) -> int:
     """Serve a session and return the exit code; a wheel that no installation has asked for goes, unless it is to stay."""
     from edgebert.remote.device_session import serve
@@ -170,6 +195,7 @@ def bootstrap(
     files: "dict[str, str]",
     session: bool = False,
     keep_wheel: bool = True,
+    packages: str = "",
 ) -> None:
     """Say hello, keep the wheel, run the agent, say the end.
 
@@ -183,6 +209,7 @@ def bootstrap(
         files: name -> content in base64, for the agent to read.
         session: serve a session instead of running the agent.
         keep_wheel: leave a wheel that came for a session.
+        packages: wheels that a session before this call has left here, the JSON text of its `packages`; "" for none.
     """
     place = Path.home() / ".cache" / "edgebert"
     path = place / sha256 / wheel
@@ -193,6 +220,8 @@ def bootstrap(
         executable=sys.executable or "python3",
         machine=platform.machine(),
         modules=versions(),
+        suffix=importlib.machinery.EXTENSION_SUFFIXES[0],
+        libc=c_library(),
         wheel=kept,
     )
     stdin = io.BufferedReader(PatientStdin(silence_seconds))
@@ -229,6 +258,11 @@ def bootstrap(
             code = run_session(nonce, stdin, path, keep_wheel)
             stack.close()
             os._exit(code)  # a thread still waits for the host
+        if packages:
+            missing = use_packages(place, packages, stack)
+            if missing is not None:
+                say(nonce=nonce, exit_code=missing["exit_code"], answer={"error": missing})
+                return
         sys.stdin = io.TextIOWrapper(stdin)
         home = str(Path.home())
         code, answer = run_agent(

@@ -96,6 +96,13 @@ class Link:
             with contextlib.suppress(queue.Empty):
                 return self._requests.get(timeout=60.0)
 
+    def leave(self) -> None:
+        """Take it for no loss that the host closes the link from now on: it has said that it is done, and what remains is to clear away."""
+        self._lost = True
+        force = threading.Timer(PONG_SECONDS + LEAVE_SECONDS, os._exit, (GIVEN_UP,))
+        force.daemon = True
+        force.start()
+
     def say(
         self, kind: str, request: Frame, content: JsonObject | None = None, blobs: Mapping[str, bytes] | None = None
     ) -> None:

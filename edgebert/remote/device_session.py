@@ -9,14 +9,19 @@
     images {selection}                      -> answer {otherwise}: which of the images this device decodes otherwise
     form, answers, open                     -> see `edgebert.remote.device_compile`
     engine, compare                         -> see `edgebert.remote.device_engine`
+    packages {wheels}                       -> see `edgebert.remote.device_packages`
     bye   {keep}                            -> answer {}, and the end
 
 What a command refuses is an `error` with the parts of an `EdgebertError`. The bootstrap (`edgebert.remote.bootstrap`) starts it.
+
+A device may have no numpy until `packages` has brought one, so that this module imports the standard library only, and what a command
+needs where it is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -29,11 +34,6 @@ from edgebert._json import JsonObject
 from edgebert.bench.device_lock import LOCK_VARIABLE, device_lock_path
 from edgebert.errors import EdgebertError, MemoryExhaustedError
 from edgebert.extras import switch_off_telemetry
-from edgebert.remote.device_bench import bench, changed_images, one_launch
-from edgebert.remote.device_compile import answers, form, opens
-from edgebert.remote.device_engine import compare, engine
-from edgebert.remote.device_facts import device_facts
-from edgebert.remote.device_jetson_check import jetson_check
 from edgebert.remote.device_link import GIVEN_UP, ByteReader, Link, LinkClosed
 from edgebert.remote.device_store import Store, default_root
 from edgebert.remote.frames import BYE, READY, Frame
@@ -47,19 +47,33 @@ def _there(_link: Link, store: Store, request: Frame) -> _Answer:
     return {"bytes": store.there([(entry.text("sha256"), entry.integer("size")) for entry in listed])}, {}
 
 
-COMMANDS: Mapping[str, Callable[[Link, Store, Frame], _Answer]] = {
-    "answers": answers,
-    "bench": bench,
-    "compare": compare,
-    "engine": engine,
-    "facts": device_facts,
-    "form": form,
-    "images": changed_images,
-    "jetson-check": jetson_check,
-    "launch": one_launch,
-    "open": opens,
-    "there": _there,
+COMMANDS: Mapping[str, str] = {
+    "answers": "edgebert.remote.device_compile:answers",
+    "bench": "edgebert.remote.device_bench:bench",
+    "compare": "edgebert.remote.device_engine:compare",
+    "engine": "edgebert.remote.device_engine:engine",
+    "facts": "edgebert.remote.device_facts:device_facts",
+    "form": "edgebert.remote.device_compile:form",
+    "images": "edgebert.remote.device_bench:changed_images",
+    "jetson-check": "edgebert.remote.device_jetson_check:jetson_check",
+    "launch": "edgebert.remote.device_bench:one_launch",
+    "open": "edgebert.remote.device_compile:opens",
+    "packages": "edgebert.remote.device_packages:packages",
+    "there": "edgebert.remote.device_session:_there",
 }
+
+
+def command_of(kind: str) -> Callable[[Link, Store, Frame], _Answer]:
+    """Import what answers a request.
+
+    Raises:
+        EdgebertError: there is no such command.
+    """
+    if kind not in COMMANDS:
+        raise EdgebertError(f"no such command: `{kind:.80}`", expected=", ".join(COMMANDS))
+    module, _, name = COMMANDS[kind].partition(":")
+    command: Callable[[Link, Store, Frame], _Answer] = getattr(importlib.import_module(module), name)
+    return command
 
 
 def serve(nonce: str, stdin: ByteReader) -> int:
@@ -101,6 +115,7 @@ def _serve(link: Link, store: Store) -> int:
     except EdgebertError as error:
         link.refuse(first, error)
         return error.exit_code
+    link.leave()
     link.answer(bye)
     return 0
 
@@ -114,10 +129,7 @@ def _commands(link: Link, store: Store) -> Frame:
         notes = _Notes()
         logging.getLogger("edgebert").addHandler(notes)
         try:
-            command = COMMANDS.get(request.kind)
-            if command is None:
-                raise EdgebertError(f"no such command: `{request.kind:.80}`", expected=", ".join(COMMANDS))
-            content, blobs = command(link, store, request)
+            content, blobs = command_of(request.kind)(link, store, request)
             link.answer(request, {**content, "notes": list(notes.texts)}, blobs)
         except EdgebertError as error:
             link.refuse(request, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,12 @@ from edgebert._console import columns, printable
 from edgebert._files import claimed, staged_file
 from edgebert._json import Fields, JsonObject, dump_json, parse_json_object
 from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, RefusedError, UsageError
-from edgebert.extras import FLOORS, below_floor
+from edgebert.extras import DISTRIBUTIONS, FLOORS, below_floor
 from edgebert.remote.ssh import SshOptions, parse_destination
 
 if TYPE_CHECKING:
     from edgebert.remote.agent import Device
+    from edgebert.remote.wheel_pins import PinnedWheel
 
 SCHEMA = "edgebert.devices/1"
 MAX_SKEW_SECONDS = 60.0  # of a device's clock: more, and the dates of what it writes mislead
@@ -160,20 +161,23 @@ class CheckedDevice:
         return "\n".join([columns((self.host, "", ""), rows), *fixes])
 
 
-def check_device_at(host: str, *, python: str | None = None, ssh: SshOptions | None = None) -> CheckedDevice:
+def check_device_at(
+    host: str, *, python: str | None = None, wheels: Path | None = None, ssh: SshOptions | None = None
+) -> CheckedDevice:
     """Look whether a device can be used: host key, Python, numpy, Pillow, backend, disk, lock, clock.
 
+    Where its numpy or Pillow is missing or too old, the session brings them, as every other one does, and they go with it.
     What cannot be reached, or must not be trusted, is a check that failed and no exception.
     """
     from edgebert.remote.session import DeviceSession
     from edgebert.remote.transport import transport_of
 
     try:
-        with DeviceSession(transport_of(host, python=python), ssh=ssh) as session:
+        with DeviceSession(transport_of(host, python=python, wheels=wheels), ssh=ssh) as session:
             asked = time.time()
             said = session.ask("facts", {}, timeout_s=120.0).fields
             now = (asked + time.time()) / 2
-            return CheckedDevice(host=host, checks=_checks(session.device, said, now))
+            return CheckedDevice(host=host, checks=_checks(session.device, session.brought, said, now))
     except UsageError:
         raise
     except EdgebertError as error:
@@ -183,7 +187,7 @@ def check_device_at(host: str, *, python: str | None = None, ssh: SshOptions | N
         )
 
 
-def _checks(device: Device, said: Fields, now: float) -> tuple[DeviceCheck, ...]:
+def _checks(device: Device, brought: Sequence[PinnedWheel], said: Fields, now: float) -> tuple[DeviceCheck, ...]:
     skew = said.number("time") - now
     free = said.integer("disk_free_bytes")
     measuring = printable(said.text("measuring"))[:200]
@@ -195,7 +199,7 @@ def _checks(device: Device, said: Fields, now: float) -> tuple[DeviceCheck, ...]
     return (
         DeviceCheck(what="host key", state="ok", found="known, and the one that answered"),
         DeviceCheck(what="python", state="ok", found=f"{'.'.join(map(str, device.python))}, {device.machine}"),
-        *_version_checks(device.modules),
+        *_version_checks(device.modules, {wheel.module: wheel.version for wheel in brought}),
         DeviceCheck(
             what="targets",
             state="ok" if here else "fail",
@@ -221,16 +225,23 @@ def _checks(device: Device, said: Fields, now: float) -> tuple[DeviceCheck, ...]
     )
 
 
-def _version_checks(modules: Mapping[str, str]) -> list[DeviceCheck]:
+def _version_checks(modules: Mapping[str, str], brought: Mapping[str, str]) -> list[DeviceCheck]:
     found = []
     for name in ("numpy", "PIL", "onnxruntime", "openvino", "tensorrt"):
+        if name in brought:
+            own = modules.get(name) or "missing"
+            text = (
+                f"{own} there; edgebert brings {brought[name]} for its own process, {FLOORS[name]} or newer is needed"
+            )
+            found.append(DeviceCheck(what=DISTRIBUTIONS.get(name, name), state="ok", found=text))
+            continue
         if name not in modules:
             continue
         version = modules[name]
         old = bool(version) and below_floor(name, version)
         found.append(
             DeviceCheck(
-                what={"PIL": "Pillow"}.get(name, name),
+                what=DISTRIBUTIONS.get(name, name),
                 state="warning" if old else "ok",
                 found=version or "of unknown version",
                 fix=f"{FLOORS[name]} or newer is advised" if old else "",

@@ -80,6 +80,7 @@ def bench_fleet(
     options: BenchOptions,
     *,
     python: str | None = None,
+    wheels: Path | None = None,
     resume: Path | None = None,
     keep: bool = False,
     ssh: SshOptions | None = None,
@@ -92,6 +93,7 @@ def bench_fleet(
         output: the result of a single device; of several, `NAME.json` gives `NAME.DEVICE.json` for each.
         options: how to measure.
         python: the devices' Python.
+        wheels: a folder here with numpy and Pillow for devices that lack them; None to fetch them.
         resume: the folder of a run of a single device.
         keep: leave what is pushed on the devices.
         ssh: how they are reached.
@@ -100,7 +102,7 @@ def bench_fleet(
         UsageError: a device is named twice; or a run is taken up again on several.
         EdgebertError: what the measurement on a single device failed with.
     """
-    transports = _transports(hosts, python)
+    transports = _transports(hosts, python, wheels)
     if len(transports) == 1:
         name, transport = next(iter(transports.items()))
         result = bench_on(transport, paths, output, options, resume=resume, keep=keep, ssh=ssh)
@@ -136,12 +138,12 @@ def bench_transports(
     return FleetReport(results=results, outputs=outputs, failed=failed)
 
 
-def _transports(hosts: Sequence[str], python: str | None) -> dict[str, Transport]:
+def _transports(hosts: Sequence[str], python: str | None, wheels: Path | None) -> dict[str, Transport]:
     if len(set(hosts)) < len(hosts):
         raise UsageError(f"devices `{', '.join(hosts)}`", expected="each once: two at once would measure each other")
     if len(hosts) > MAX_DEVICES:
         raise UsageError(f"{len(hosts)} devices", expected=f"at most {MAX_DEVICES} at once")
-    return {host: transport_of(host, python=python) for host in hosts}
+    return {host: transport_of(host, python=python, wheels=wheels) for host in hosts}
 
 
 def _outputs(output: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """`edgebert install BUNDLE --to DIR --host USER@HOST`: put a bundle in place on a device, over SSH.
 
-The device needs Python 3.10, numpy, Pillow and one backend, and nothing of edgebert: its agent is sent. The bundle is read and verified
+The device needs Python 3.10 and one backend, and nothing of edgebert: its agent is sent. The bundle is read and verified
 here first, goes over as one stream, and is verified again, self-tested and switched to there, by the same code as an
 installation on this computer. A link that breaks at any moment leaves the old or the new installation, whole.
 """
@@ -98,6 +98,7 @@ def install_on(
     options: InstallOptions | None = None,
     *,
     python: str = "python3",
+    wheels: Path | None = None,
     ssh: SshOptions | None = None,
 ) -> RemoteInstallation:
     """Install a bundle on a device.
@@ -108,6 +109,7 @@ def install_on(
         to: the installation's folder on the device; `~/` is the home folder there, and what is not absolute lies in it.
         options: as of an installation on this computer; its files of signers are read here and sent.
         python: the device's Python.
+        wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         ssh: how the device is reached.
 
     Raises:
@@ -115,7 +117,7 @@ def install_on(
         UsageError: `host` or `to` names nothing.
         RefusedError: a host key, a login or an answer cannot be trusted; or the device refused the bundle.
         LinkLostError: the device cannot be reached, or the link broke; the old or the new bundle is current there.
-        UnavailableError: asyncssh is missing here, or Python, numpy, Pillow or a backend there.
+        UnavailableError: asyncssh is missing here, or Python or a backend there; or numpy or Pillow there, and there are none for it.
         EdgebertError: what else the installation there failed with, of the same class as here.
     """
     options = options or InstallOptions()
@@ -136,6 +138,7 @@ def install_on(
         files=_files(options),
         answer_seconds=2 * options.timeout + 120,  # the self-test, and one of what is rolled back to
         python=python,
+        wheels=wheels,
         options=ssh,
     )
     try:

@@ -43,24 +43,27 @@ class OnDevice:
         return f"{self.device.name}:{self.report.to_text()}"
 
 
-def status_on(host: str, path: str, *, python: str = "python3", ssh: SshOptions | None = None) -> OnDevice:
+def status_on(
+    host: str, path: str, *, python: str = "python3", wheels: Path | None = None, ssh: SshOptions | None = None
+) -> OnDevice:
     """Say what is installed on a device.
 
     Args:
         host: `[USER@]HOST[:PORT]`; HOST may be an alias of the SSH configuration.
         path: the installation's folder on the device; `~/` is the home folder there, and what is not absolute lies in it.
         python: the device's Python.
+        wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         ssh: how the device is reached.
 
     Raises:
         UsageError: `host` or `path` names nothing.
         RefusedError: a host key, a login or an answer cannot be trusted.
         LinkLostError: the device cannot be reached, or the link broke.
-        UnavailableError: asyncssh is missing here, or Python, numpy, Pillow or a backend there.
+        UnavailableError: asyncssh is missing here, or Python or a backend there; or numpy or Pillow there, and there are none for it.
         EdgebertError: what else the agent there refused, of the same class as here.
     """
     words = ["status", _folder(path), "--json"]
-    return _answered(host, words, _status, seconds=_STATUS_SECONDS, python=python, ssh=ssh)
+    return _answered(host, words, _status, seconds=_STATUS_SECONDS, python=python, wheels=wheels, ssh=ssh)
 
 
 def rollback_on(
@@ -71,6 +74,7 @@ def rollback_on(
     timeout: float = 120.0,
     target: str | None = None,
     python: str = "python3",
+    wheels: Path | None = None,
     ssh: SshOptions | None = None,
 ) -> OnDevice:
     """Make the previous bundle of an installation on a device current again.
@@ -82,6 +86,7 @@ def rollback_on(
         timeout: of the self-test, in seconds.
         target: the form that the self-test opens; the first that fits if left out.
         python: the device's Python.
+        wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         ssh: how the device is reached.
 
     Raises:
@@ -89,7 +94,7 @@ def rollback_on(
     """
     words = ["rollback", _folder(path), "--json", f"--self-test={self_test}", f"--timeout={timeout}"]
     words += [f"--target={target}"] if target else []
-    return _answered(host, words, _rollback, seconds=timeout + _STATUS_SECONDS, python=python, ssh=ssh)
+    return _answered(host, words, _rollback, seconds=timeout + _STATUS_SECONDS, python=python, wheels=wheels, ssh=ssh)
 
 
 def _folder(path: str) -> str:
@@ -107,10 +112,11 @@ def _answered(
     *,
     seconds: float,
     python: str,
+    wheels: Path | None,
     ssh: SshOptions | None,
 ) -> OnDevice:
     destination = parse_destination(host)
-    answered = run_agent(destination, words, (), 0, answer_seconds=seconds, python=python, options=ssh)
+    answered = run_agent(destination, words, (), 0, answer_seconds=seconds, python=python, wheels=wheels, options=ssh)
     try:
         report = read(Fields(answered.answer, what=f"the answer of `{answered.device.name}`"))
     except BadDataError as error:

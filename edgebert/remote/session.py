@@ -67,6 +67,8 @@ from edgebert.remote.transport import Transport
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgebert.remote.wheel_pins import PinnedWheel
+
 _T = TypeVar("_T")
 _log = logging.getLogger("edgebert")
 
@@ -84,6 +86,7 @@ _CHUNK = 64 << 10
 _MAX_WAITING = 256  # frames that were not asked for yet: a device that floods is refused
 _RUN_IT = "import base64,sys;exec(base64.b64decode(sys.argv[1]))"
 _START_SECONDS = 180.0
+_LEAVE_SECONDS = 60.0
 _THERE_AT_ONCE = 4_000
 _PUSH_BYTES = 64 << 20  # of one `push`, unless one object alone is larger
 
@@ -147,6 +150,7 @@ class DeviceSession:
         self._ended: EdgebertError | None = None
         self._leaving = False
         self.sent_bytes = 0
+        self.brought: tuple[PinnedWheel, ...] = ()  # numpy and Pillow, where the device has none that is good enough
 
     @property
     def device(self) -> Device:
@@ -164,6 +168,7 @@ class DeviceSession:
         try:
             self._wait(READY, _START_SECONDS + self._ssh.connect_seconds)
             self._wait(ANSWER, self._silence)
+            self._bring_packages()
         except BaseException:
             self._close()
             raise
@@ -174,11 +179,25 @@ class DeviceSession:
     ) -> None:
         try:
             if error is None:
-                self._leaving = True
-                self._request(BYE, {}, ())
-                self._wait(ANSWER, 60.0)
+                self._leave(_LEAVE_SECONDS)
         finally:
             self._close()
+
+    def _leave(self, timeout_s: float) -> None:
+        self._leaving = True
+        self._request(BYE, {}, ())
+        self._wait(ANSWER, timeout_s)
+
+    def _bring_packages(self) -> None:
+        """Send numpy and Pillow where the device's own are missing or too old; a device that cannot have them is left as it was."""
+        from edgebert.remote.packages import bring_packages
+
+        try:
+            self.brought = bring_packages(self)
+        except EdgebertError:
+            with contextlib.suppress(EdgebertError):
+                self._leave(self._silence)
+            raise
 
     def ask(
         self,

@@ -18,6 +18,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from edgebert.errors import UnavailableError
@@ -48,6 +49,11 @@ class Transport(Protocol):
         """What a result says of it."""
         ...
 
+    @property
+    def wheels(self) -> Path | None:
+        """A folder of this computer with wheels for a device that lacks numpy or Pillow; they are fetched if None."""
+        ...
+
     def ssh_arguments(self) -> str | None:
         """Return what `ssh` takes to get there, None where it takes none."""
         ...
@@ -64,10 +70,12 @@ class Ssh:
     Attributes:
         destination: of it.
         python: its Python: a command, or a path; `~/` is the home folder there.
+        wheels: a folder here with numpy and Pillow for it, where it lacks them; None to fetch them.
     """
 
     destination: Destination
     python: str = "python3"
+    wheels: Path | None = None
 
     def __str__(self) -> str:
         return str(self.destination)
@@ -93,10 +101,12 @@ class LocalPipe:
     Attributes:
         python: its Python.
         environment: of the process; this process's own if None, without what Python is told by variables.
+        wheels: as of `Ssh`.
     """
 
     python: str = sys.executable
     environment: Mapping[str, str] | None = field(default=None)
+    wheels: Path | None = None
 
     def __str__(self) -> str:
         return LOCAL if self.python == sys.executable else f"{LOCAL}{self.python}"
@@ -191,21 +201,22 @@ class _LocalProcess:
             raise asyncio.CancelledError
 
 
-def transport_of(host: str, *, python: str | None = None) -> Transport:
+def transport_of(host: str, *, python: str | None = None, wheels: Path | None = None) -> Transport:
     """Return how a device is reached that the user named.
 
     Args:
         host: `[USER@]HOST[:PORT]`, `local:`, or the name of a device of `edgebert devices`.
         python: the device's Python; its own entry's, or `python3`, if None.
+        wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
 
     Raises:
         UsageError: it names nothing.
     """
     if host.startswith(LOCAL):
-        return LocalPipe(python=python or host.removeprefix(LOCAL) or sys.executable)
+        return LocalPipe(python=python or host.removeprefix(LOCAL) or sys.executable, wheels=wheels)
     from edgebert.remote.devices import known_device
 
     known = known_device(host)
     if known is not None:
-        return Ssh(destination=parse_destination(known.host), python=python or known.python)
-    return Ssh(destination=parse_destination(host), python=python or "python3")
+        return Ssh(destination=parse_destination(known.host), python=python or known.python, wheels=wheels)
+    return Ssh(destination=parse_destination(host), python=python or "python3", wheels=wheels)

@@ -12,6 +12,7 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 
 DEVICE = "tests/export/test_device_environment.py"
 WHEEL = "tests/remote/test_device_wheel.py"
+BARE = "tests/remote/test_bare_device.py"
 CUDART = "tests/runtime/test_cuda.py"
 HOST = os.uname().nodename
 
@@ -162,6 +163,72 @@ def _of_bindings() -> tuple[Exemption, ...]:
     )
 
 
+def _of_brought_packages() -> tuple[Exemption, ...]:
+    """Return what may happen where a host brings numpy and Pillow to a device that has none."""
+    files, made, missing = (
+        "tests/remote/test_wheel_files.py",
+        "tests/remote/test_device_packages.py",
+        "the wheels cannot be had here",
+    )
+    return (
+        *(
+            exemption
+            for test in (files, BARE)
+            for exemption in (
+                Exemption(
+                    "exec",
+                    "<string>",
+                    by="pip._vendor.*",
+                    test=test,
+                    why="pip's copy of six writes `raise ... from` at import",
+                    unused="this pip has no such copy",
+                ),
+                Exemption(
+                    "program",
+                    "*/rustc",
+                    by="pip._internal.network.session",
+                    test=test,
+                    why="pip says in its user agent which Rust is here",
+                    unused="no Rust on this computer",
+                ),
+            )
+        ),
+        Exemption(
+            "program",
+            "*/venv/bin/python",
+            by="asyncio.unix_events",
+            test=BARE,
+            why="a bare device: an environment of Python 3.10 without pip, which the test has made",
+            unused=missing,
+        ),
+        Exemption(
+            "exec",
+            "<string>",
+            by="importlib._bootstrap",
+            test=BARE,
+            why="numpy 1.26's `numpy.random` is compiled by Cython, which registers its generators in a line of Python at import",
+            unused=missing,
+        ),
+        *(
+            Exemption(
+                event,
+                "*/packages-*",
+                test=BARE,
+                why="a device imports the numpy and Pillow that its host has sent, from the session's own folder",
+                unused=missing,
+            )
+            for event in ("exec", "import", "ctypes.dlopen")
+        ),
+        Exemption(
+            "exec",
+            "*/packages-*",
+            by="importlib._bootstrap",
+            test=made,
+            why="tiny packages that the test has written, and sent to a device as wheels",
+        ),
+    )
+
+
 EXEMPTIONS: tuple[Exemption, ...] = (
     # Code without a file, written by the module itself.
     Exemption("exec", "<string>", by="dataclasses", why="writes `__init__` and its kin of a dataclass"),
@@ -294,6 +361,8 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     *_of_devices(DEVICE),
     *_of_devices(WHEEL),
     *_of_bindings(),
+    *_of_devices(BARE),
+    *_of_brought_packages(),
     Exemption(
         "exec",
         "*+device-py3-none-any.whl/*",

@@ -114,7 +114,7 @@ def test_bench_for_a_target_that_is_not_here_ends_with_69_and_names_the_two_ways
     assert "on the device itself" in ran.stderr
 
 
-@pytest.mark.parametrize("flag", ["--python=python3", "--keep-on-device", "--resume=run"])
+@pytest.mark.parametrize("flag", ["--python=python3", "--keep-on-device", "--device-wheels=wheels", "--resume=run"])
 def test_bench_refuses_options_of_a_device_without_one(tmp_path: Path, flag: str) -> None:
     ran = edgebert(tmp_path, "bench", "--data", "digits", "-o", "r.json", flag)
     assert ran.returncode == 2
