@@ -322,26 +322,12 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         test="tests/train/test_train_loop.py",
         why="`torchrun --standalone` keeps its own state in a store that it serves to itself on the loopback",
     ),
-    Exemption(
-        "pickle.find_class",
-        "*",
-        by="multiprocessing.*",
-        test="tests/runtime/test_processes.py",
-        why="a pool that the test starts sends its own function to its workers",
-    ),
     # Programs that a test writes or builds itself, and starts on purpose.
     Exemption(
         "cpython.run_file",
         "*",
         test="tests/runtime/test_processes.py",
         why="the program whose workers are started anew",
-    ),
-    Exemption(
-        "exec",
-        "*",
-        by="runpy",
-        test="tests/runtime/test_processes.py",
-        why="multiprocessing imports that program in its workers",
     ),
     Exemption(
         "exec",
