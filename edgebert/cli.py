@@ -1141,7 +1141,7 @@ def install(
         if host is not None:
             from edgebert.remote.install import install_on
 
-            there = install_on(host, bundle, str(to), options, python=python or "python3")
+            there = install_on(host, bundle, str(to), options, python=python)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
         _refuse_device_options(python)
@@ -1170,9 +1170,7 @@ def rollback(
         if host is not None:
             from edgebert.remote.installation import rollback_on
 
-            there = rollback_on(
-                host, str(path), self_test=self_test, timeout=timeout, target=target, python=python or "python3"
-            )
+            there = rollback_on(host, str(path), self_test=self_test, timeout=timeout, target=target, python=python)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
         _refuse_device_options(python)
@@ -1198,7 +1196,7 @@ def status(
         if host is not None:
             from edgebert.remote.installation import status_on
 
-            there = status_on(host, str(path), python=python or "python3")
+            there = status_on(host, str(path), python=python)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
         _refuse_device_options(python)

@@ -128,14 +128,14 @@ def bench_on(
         with DeviceSession(transport, ssh=ssh, keep=keep, stop=stop) as session:
             measuring = _Measuring(session=session, work=work, run=run, output=output)
             result, samples = measuring.measured()
-    except LinkLostError as error:
-        raise _with_resume(error, run) from error
-    except KeyboardInterrupt:
-        _log.warning("%s", _kept(run))
-        raise
-    except EdgebertError:
+    except (EdgebertError, KeyboardInterrupt) as error:
         if not run.launches():
-            run.remove()
+            run.remove()  # there is nothing to go on from, and it would be in the way of the next call
+            raise
+        if isinstance(error, LinkLostError):
+            raise _with_resume(error, run) from error
+        if isinstance(error, KeyboardInterrupt):
+            _log.warning("%s: `--resume %s` goes on from there", _kept(run), run.path)
         raise
     written = write_result(output, result, samples, force=options.force)
     run.remove()

@@ -16,7 +16,8 @@ from edgebert.errors import BadDataError, RefusedError, UsageError
 from edgebert.install.reports import RollbackReport, StatusReport
 from edgebert.install.state import Bad, Installed, digest_of
 from edgebert.remote.agent import Device, run_agent
-from edgebert.remote.ssh import SshOptions, parse_destination
+from edgebert.remote.ssh import SshOptions
+from edgebert.remote.transport import ssh_of
 
 _MOST_TEXT = 2000
 _STATUS_SECONDS = 120.0
@@ -43,13 +44,13 @@ class OnDevice:
         return f"{self.device.name}:{self.report.to_text()}"
 
 
-def status_on(host: str, path: str, *, python: str = "python3", ssh: SshOptions | None = None) -> OnDevice:
+def status_on(host: str, path: str, *, python: str | None = None, ssh: SshOptions | None = None) -> OnDevice:
     """Say what is installed on a device.
 
     Args:
         host: `[USER@]HOST[:PORT]`; HOST may be an alias of the SSH configuration.
         path: the installation's folder on the device; `~/` is the home folder there, and what is not absolute lies in it.
-        python: the device's Python.
+        python: the device's Python; its entry's, or `python3`, if None.
         ssh: how the device is reached.
 
     Raises:
@@ -70,7 +71,7 @@ def rollback_on(
     self_test: str = "now",
     timeout: float = 120.0,
     target: str | None = None,
-    python: str = "python3",
+    python: str | None = None,
     ssh: SshOptions | None = None,
 ) -> OnDevice:
     """Make the previous bundle of an installation on a device current again.
@@ -81,7 +82,7 @@ def rollback_on(
         self_test: `later` leaves it to the first opening.
         timeout: of the self-test, in seconds.
         target: the form that the self-test opens; the first that fits if left out.
-        python: the device's Python.
+        python: the device's Python; its entry's, or `python3`, if None.
         ssh: how the device is reached.
 
     Raises:
@@ -106,11 +107,11 @@ def _answered(
     read: Callable[[Fields], StatusReport | RollbackReport],
     *,
     seconds: float,
-    python: str,
+    python: str | None,
     ssh: SshOptions | None,
 ) -> OnDevice:
-    destination = parse_destination(host)
-    answered = run_agent(destination, words, (), 0, answer_seconds=seconds, python=python, options=ssh)
+    device = ssh_of(host, python=python)
+    answered = run_agent(device.destination, words, (), 0, answer_seconds=seconds, python=device.python, options=ssh)
     try:
         report = read(Fields(answered.answer, what=f"the answer of `{answered.device.name}`"))
     except BadDataError as error:

@@ -30,7 +30,7 @@ from edgebert._files import (
 from edgebert._json import Fields, JsonObject, JsonValue, dump_json, parse_json_object
 from edgebert.bench.codec import from_json, to_json
 from edgebert.bench.session import LaunchRecord
-from edgebert.errors import BadDataError, InputNotFoundError, NotComparableError
+from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, NotComparableError
 from edgebert.remote.wire import columns_from_bytes
 
 SCHEMA = "edgebert.run/1"
@@ -71,6 +71,12 @@ class RunFolder:
         Raises:
             CannotWriteError: there is one of an earlier run, and no `force`, or it cannot be written.
         """
+        if not force and (self.path / RUN_FILE).is_file():
+            raise CannotWriteError(
+                f"`{self.path}` holds a run that was cut short",
+                expected="the name of a result without one",
+                hint=f"`--resume {self.path}` goes on from there, `--force` measures anew",
+            )
         check_folder_is_free(self.path, force=force, kind=RUN_FOLDER)
         with staged_together(Output(path=self.path, force=force, kind=RUN_FOLDER)) as (staging,):
             content: JsonObject = {"schema": SCHEMA, "asked": asked, "device": None}

@@ -20,7 +20,7 @@ from PIL import Image
 from edgebert.bench.comparison.validation import check_result
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.result import read_result
-from edgebert.errors import LinkLostError, LockedError, NotComparableError, UsageError
+from edgebert.errors import CannotWriteError, LinkLostError, LockedError, NotComparableError, UsageError
 from edgebert.install.installing import InstallOptions
 from edgebert.remote.bench import _asked, bench_on, planned
 from edgebert.remote.device_store import Store
@@ -429,3 +429,33 @@ def test_bench_transports_ends_on_every_device_where_it_is_interrupted(
     in_a_while.join()
     wait_until(lambda: not any(ssh_device.processes_of(tmp_path / name) for name in devices))
     assert not list(tmp_path.glob("r.*.json"))
+
+
+def test_bench_on_leaves_no_run_where_the_device_was_never_reached(
+    host_home: Path, bundle: Path, quick: BenchOptions, tmp_path: Path
+) -> None:
+    """It would be in the way of the next call, which names another host."""
+    del host_home
+    nobody = transport_of("pi@127.0.0.1:9")
+    with pytest.raises(LinkLostError, match="cannot be reached") as caught:
+        bench_on(nobody, [bundle], tmp_path / "r.json", quick)
+    assert "--resume" not in str(caught.value)
+    assert not list(tmp_path.glob("r.json*"))
+
+
+def test_begin_names_the_two_ways_on_where_a_run_was_cut_short(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r.run")
+    run.begin({"host": "x"}, force=False)
+    with pytest.raises(CannotWriteError, match="cut short") as caught:
+        run.begin({"host": "x"}, force=False)
+    assert f"--resume {run.path}" in (caught.value.hint or "")
+    run.begin({"host": "x"}, force=True)
+
+
+def test_local_pipe_takes_a_python_of_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As messages and docs name one, in quotes: no shell is there to read it."""
+    (tmp_path / "python-with-a-difference").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python-with-a-difference").chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with DeviceSession(transport_of("local:", python="~/python-with-a-difference")) as session:
+        assert session.device.python == sys.version_info[:3]
