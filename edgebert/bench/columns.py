@@ -95,7 +95,7 @@ def read_npz(file: Path | IO[bytes], *, max_bytes: int) -> dict[str, NDArray[np.
 
 def _fill(stream: IO[bytes], array: NDArray[np.generic]) -> None:
     """Fill an array with what comes, to the end: an archive's check sum is looked at there."""
-    left = memoryview(array.reshape(-1, order="A").view(np.uint8)).cast("B") if array.size else memoryview(b"")
+    left = array.reshape(-1, order="A").view(np.uint8).data if array.size else memoryview(b"")
     while left:
         piece = stream.read(min(len(left), 1 << 20))
         if not piece:
