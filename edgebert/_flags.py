@@ -55,12 +55,13 @@ InstallationHost = Annotated[
     typer.Option(
         "--host",
         metavar="USER@HOST[:PORT]",
-        help="Of this device, over SSH; DIR is a folder there.",
+        help="Of this device, over SSH, or a name of `edgebert devices`; DIR is a folder there.",
         show_default="this computer",
     ),
 ]
 DevicePython = Annotated[
-    str | None, typer.Option("--python", help="With --host: the device's Python.", show_default="python3")
+    str | None,
+    typer.Option("--python", help="With --host: the device's Python.", show_default="its entry's, or python3"),
 ]
 DeviceWheels = Annotated[
     Path | None,

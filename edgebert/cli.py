@@ -1159,7 +1159,7 @@ def install(
         if host is not None:
             from edgebert.remote.install import install_on
 
-            there = install_on(host, bundle, str(to), options, python=python or "python3", wheels=device_wheels)
+            there = install_on(host, bundle, str(to), options, python=python, wheels=device_wheels)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
         _check_no_device_options(python, False, device_wheels)
@@ -1195,7 +1195,7 @@ def rollback(
                 self_test=self_test,
                 timeout=timeout,
                 target=target,
-                python=python or "python3",
+                python=python,
                 wheels=device_wheels,
             )
             show(there.to_json(), there.to_text(), as_json=as_json)
@@ -1224,7 +1224,7 @@ def status(
         if host is not None:
             from edgebert.remote.installation import status_on
 
-            there = status_on(host, str(path), python=python or "python3", wheels=device_wheels)
+            there = status_on(host, str(path), python=python, wheels=device_wheels)
             show(there.to_json(), there.to_text(), as_json=as_json)
             return 0
         _check_no_device_options(python, False, device_wheels)

@@ -21,7 +21,6 @@ Where images have any number of labels, a class is a number of the set said, and
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebert.bench.columns import read_npz
 from edgebert.bench.schema import ScenarioName
 from edgebert.errors import BadDataError
 
@@ -135,14 +135,9 @@ def read_samples(path: Path) -> Samples:
     """
     what = f"`{path.name}`"
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_SAMPLES_BYTES:
-            raise BadDataError(f"{what} unpacks to {unpacked:,} bytes", expected=f"at most {MAX_SAMPLES_BYTES:,}")
-        with np.load(path, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadDataError(f"{what} is no archive of samples: {error}") from error
+        columns = read_npz(path, max_bytes=MAX_SAMPLES_BYTES)
+    except BadDataError as error:
+        raise BadDataError(f"{what} is no archive of samples: {error.what}", expected=error.expected) from error
     several = SEVERAL_COLUMNS if SEVERAL_COLUMNS[-1][0] in columns else ()
     for group in (*GROUPS, *several):
         _check_group(columns, group, what)

@@ -258,6 +258,8 @@ def bootstrap(
             code = run_session(nonce, stdin, path, keep_wheel)
             stack.close()
             os._exit(code)  # a thread still waits for the host
+        with contextlib.suppress(OSError):  # it came for a session that runs, or was cut off: now somebody else uses it
+            (path.parent / TEMPORARY).unlink()
         if packages:
             missing = use_packages(place, packages, stack)
             if missing is not None:

@@ -17,6 +17,7 @@ from edgebert._console import printable
 from edgebert._json import JsonObject, JsonValue
 from edgebert._progress import Progress
 from edgebert.bench.codec import from_json, to_json
+from edgebert.bench.columns import read_npy
 from edgebert.bench.rounds import Times
 from edgebert.errors import BadDataError, RefusedError
 from edgebert.export.engine_choice import ChosenEngine, EngineAccount, EngineSettings, Trial, TriedEngine
@@ -135,12 +136,12 @@ def array_of(name: str, content: bytes, shape: tuple[int, ...]) -> NDArray[np.fl
         RefusedError: it is another one, or none.
     """
     try:
-        rows = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        rows = read_npy(io.BytesIO(content), len(content), np.float32)
+    except BadDataError as error:
         raise RefusedError(f"`{name}` answers with no array") from error
-    if rows.dtype != np.float32 or rows.shape != shape:
+    if rows.shape != shape:
         raise RefusedError(f"`{name}` answers with {rows.dtype} {rows.shape}", expected=f"float32 {shape}")
-    return np.array(rows, np.float32)
+    return rows.view(np.float32)
 
 
 class _Shown:

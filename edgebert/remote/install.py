@@ -22,7 +22,8 @@ from edgebert.errors import BadDataError, RefusedError, UsageError
 from edgebert.install.installing import STDIN, InstallOptions
 from edgebert.install.reports import Outcome
 from edgebert.remote.agent import Device, run_agent
-from edgebert.remote.ssh import SshOptions, parse_destination
+from edgebert.remote.ssh import SshOptions
+from edgebert.remote.transport import ssh_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MOST_NAME = 200
@@ -97,18 +98,18 @@ def install_on(
     to: str,
     options: InstallOptions | None = None,
     *,
-    python: str = "python3",
+    python: str | None = None,
     wheels: Path | None = None,
     ssh: SshOptions | None = None,
 ) -> RemoteInstallation:
     """Install a bundle on a device.
 
     Args:
-        host: `[USER@]HOST[:PORT]`; HOST may be an alias of the SSH configuration.
+        host: `[USER@]HOST[:PORT]`, where HOST may be an alias of the SSH configuration, or a name of `edgebert devices`.
         bundle: a bundle's folder, or a packed one.
         to: the installation's folder on the device; `~/` is the home folder there, and what is not absolute lies in it.
         options: as of an installation on this computer; its files of signers are read here and sent.
-        python: the device's Python.
+        python: the device's Python; its entry's, or `python3`, if None.
         wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         ssh: how the device is reached.
 
@@ -121,7 +122,7 @@ def install_on(
         EdgebertError: what else the installation there failed with, of the same class as here.
     """
     options = options or InstallOptions()
-    destination = parse_destination(host)
+    device = ssh_of(host, python=python)
     if not to or to.startswith("-") or not to.isprintable():
         raise UsageError(
             f"`{printable(to)}` names no folder", expected="a folder on the device, such as /var/lib/widgets"
@@ -131,13 +132,13 @@ def install_on(
     read = read_bundle(bundle)
     files = read.all_files()
     answered = run_agent(
-        destination,
+        device.destination,
         _words(to, options),
         archive_pieces(files),
         sum(map(len, files.values())),
         files=_files(options),
         answer_seconds=2 * options.timeout + 120,  # the self-test, and one of what is rolled back to
-        python=python,
+        python=device.python,
         wheels=wheels,
         options=ssh,
     )

@@ -16,7 +16,8 @@ from edgebert.errors import BadDataError, RefusedError, UsageError
 from edgebert.install.reports import RollbackReport, StatusReport
 from edgebert.install.state import Bad, Installed, digest_of
 from edgebert.remote.agent import Device, run_agent
-from edgebert.remote.ssh import SshOptions, parse_destination
+from edgebert.remote.ssh import SshOptions
+from edgebert.remote.transport import ssh_of
 
 _MOST_TEXT = 2000
 _STATUS_SECONDS = 120.0
@@ -44,14 +45,14 @@ class OnDevice:
 
 
 def status_on(
-    host: str, path: str, *, python: str = "python3", wheels: Path | None = None, ssh: SshOptions | None = None
+    host: str, path: str, *, python: str | None = None, wheels: Path | None = None, ssh: SshOptions | None = None
 ) -> OnDevice:
     """Say what is installed on a device.
 
     Args:
         host: `[USER@]HOST[:PORT]`; HOST may be an alias of the SSH configuration.
         path: the installation's folder on the device; `~/` is the home folder there, and what is not absolute lies in it.
-        python: the device's Python.
+        python: the device's Python; its entry's, or `python3`, if None.
         wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         ssh: how the device is reached.
 
@@ -73,7 +74,7 @@ def rollback_on(
     self_test: str = "now",
     timeout: float = 120.0,
     target: str | None = None,
-    python: str = "python3",
+    python: str | None = None,
     wheels: Path | None = None,
     ssh: SshOptions | None = None,
 ) -> OnDevice:
@@ -85,7 +86,7 @@ def rollback_on(
         self_test: `later` leaves it to the first opening.
         timeout: of the self-test, in seconds.
         target: the form that the self-test opens; the first that fits if left out.
-        python: the device's Python.
+        python: the device's Python; its entry's, or `python3`, if None.
         wheels: a folder here with numpy and Pillow for a device that lacks them; None to fetch them.
         ssh: how the device is reached.
 
@@ -111,12 +112,14 @@ def _answered(
     read: Callable[[Fields], StatusReport | RollbackReport],
     *,
     seconds: float,
-    python: str,
+    python: str | None,
     wheels: Path | None,
     ssh: SshOptions | None,
 ) -> OnDevice:
-    destination = parse_destination(host)
-    answered = run_agent(destination, words, (), 0, answer_seconds=seconds, python=python, wheels=wheels, options=ssh)
+    device = ssh_of(host, python=python)
+    answered = run_agent(
+        device.destination, words, (), 0, answer_seconds=seconds, python=device.python, wheels=wheels, options=ssh
+    )
     try:
         report = read(Fields(answered.answer, what=f"the answer of `{answered.device.name}`"))
     except BadDataError as error:

@@ -11,8 +11,9 @@ The folder is removed when the result is written.
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from edgebert._files import (
 from edgebert._json import Fields, JsonObject, JsonValue, dump_json, parse_json_object
 from edgebert.bench.codec import from_json, to_json
 from edgebert.bench.session import LaunchRecord
-from edgebert.errors import BadDataError, InputNotFoundError, NotComparableError
+from edgebert.errors import BadDataError, CannotWriteError, InputNotFoundError, NotComparableError
 from edgebert.remote.wire import columns_from_bytes
 
 SCHEMA = "edgebert.run/1"
@@ -70,6 +71,12 @@ class RunFolder:
         Raises:
             CannotWriteError: there is one of an earlier run, and no `force`, or it cannot be written.
         """
+        if not force and (self.path / RUN_FILE).is_file():
+            raise CannotWriteError(
+                f"`{self.path}` holds a run that was cut short",
+                expected="the name of a result without one",
+                hint=f"`--resume {self.path}` goes on from there, `--force` measures anew",
+            )
         check_folder_is_free(self.path, force=force, kind=RUN_FOLDER)
         with staged_together(Output(path=self.path, force=force, kind=RUN_FOLDER)) as (staging,):
             content: JsonObject = {"schema": SCHEMA, "asked": asked, "device": None}
@@ -152,8 +159,13 @@ class RunFolder:
         return tuple(found)
 
     def remove(self) -> None:
-        """Remove the folder, once the result is written."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the run, once the result is written: its own files, and the folder where it holds nothing else."""
+        for name in names_in(self.path) if self.path.is_dir() else ():
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in RUN_FOLDER.holds):
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _numbers(self) -> Iterator[int]:
         there = {int(match[1]) for match in map(_LAUNCH.fullmatch, names_in(self.path)) if match}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from edgebert.errors import UnavailableError
+from edgebert.errors import UnavailableError, UsageError
 from edgebert.remote.ssh import (
     ByteSink,
     ByteSource,
@@ -128,7 +128,8 @@ class LocalPipe:
             environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         try:
             child = await asyncio.create_subprocess_exec(
-                *command,
+                _home_read(command[0]),
+                *command[1:],
                 env=dict(environment),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -146,6 +147,11 @@ class LocalPipe:
             yield RemoteCommand(device=str(self), options=options, process=process)
         finally:
             await process.ended()
+
+
+def _home_read(python: str) -> str:
+    """Return a Python whose `~/` is read, as a shell of a device reads it; a bare command stays one."""
+    return str(Path(python).expanduser()) if python.startswith("~/") else python
 
 
 class _LocalProcess:
@@ -220,3 +226,15 @@ def transport_of(host: str, *, python: str | None = None, wheels: Path | None = 
     if known is not None:
         return Ssh(destination=parse_destination(known.host), python=python or known.python, wheels=wheels)
     return Ssh(destination=parse_destination(host), python=python or "python3", wheels=wheels)
+
+
+def ssh_of(host: str, *, python: str | None = None) -> Ssh:
+    """Return how a device is reached that is to be another computer; see `transport_of`.
+
+    Raises:
+        UsageError: it names nothing, or this computer.
+    """
+    found = transport_of(host, python=python)
+    if not isinstance(found, Ssh):
+        raise UsageError(f"`{host}` is this computer", expected="a device", hint="leave `--host` out")
+    return found

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgebert._json import Fields, JsonObject
 from edgebert.artefact import Kind
+from edgebert.bench.columns import read_npz
 from edgebert.bench.samples import MAX_SAMPLES_BYTES, IntArray
 from edgebert.bench.schema import Excluded
 from edgebert.bench.selection import Selection
@@ -124,15 +125,10 @@ def columns_from_bytes(content: bytes, *, what: str) -> dict[str, IntArray]:
         BadDataError: it is something else.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_SAMPLES_BYTES:
-            raise BadDataError(f"{what} unpacks to {unpacked:,} bytes", expected=f"at most {MAX_SAMPLES_BYTES:,}")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            columns = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise BadDataError(f"{what} is no archive of columns: {error}") from error
+        columns = read_npz(io.BytesIO(content), max_bytes=MAX_SAMPLES_BYTES)
+    except BadDataError as error:
+        raise BadDataError(f"{what} is no archive of columns: {error.what}", expected=error.expected) from error
     for name, column in columns.items():
-        if column.dtype != np.int64 or column.ndim != 1:
+        if column.ndim != 1:
             raise BadDataError(f"{what}, `{name:.80}`: {column.dtype} {column.shape}", expected="int64 (n,)")
     return columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,9 +20,12 @@ from PIL import Image
 from edgebert.bench.comparison.validation import check_result
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.result import read_result
-from edgebert.errors import LinkLostError, LockedError, NotComparableError, UsageError
+from edgebert.errors import CannotWriteError, LinkLostError, LockedError, NotComparableError, UsageError
+from edgebert.install.installing import InstallOptions
 from edgebert.remote.bench import _asked, bench_on, planned
+from edgebert.remote.device_store import Store
 from edgebert.remote.fleet import bench_transports
+from edgebert.remote.install import install_on
 from edgebert.remote.objects import object_of_bytes
 from edgebert.remote.run_folder import RunFolder
 from edgebert.remote.session import DeviceSession
@@ -291,3 +295,166 @@ def test_bench_transports_gives_each_device_a_result_and_claims_nothing_between_
     text = found.to_text()
     assert text.index("## a") < text.index("## b") < text.index("no result")
     assert "between devices none is claimed" in text
+
+
+# -- what else lies on a device
+
+
+@pytest.fixture
+def login_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a command starts, with modules that are called like those of others."""
+    folder = tmp_path / "login"
+    folder.mkdir()
+    for name in ("base64", "json", "numpy", "onnxruntime"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the module of the login folder')\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("login_folder")
+def test_modules_in_the_login_folder_are_not_the_library_of_a_session(pipe: LocalPipe) -> None:
+    with DeviceSession(pipe) as session:
+        assert session.ask("facts", {}, timeout_s=60).fields.integer("cores") >= 1
+
+
+@pytest.mark.usefixtures("login_folder")
+def test_what_a_session_starts_does_not_look_into_the_login_folder(
+    pipe: LocalPipe, device_home: Path, ssh_device: Any
+) -> None:
+    """Python 3.10, of JetPack 6, has no PYTHONSAFEPATH: the folder itself must be another one."""
+    with DeviceSession(pipe):
+        (agent,) = ssh_device.processes_of(device_home)
+        assert Path(f"/proc/{agent}/cwd").resolve().parent == device_home / ".cache/edgebert"
+
+
+def test_session_that_was_refused_something_leaves_nothing(pipe: LocalPipe, device_home: Path) -> None:
+    """The link is whole and nothing is under way: an error of one command is no reason to leave what was pushed."""
+    request = {"backend": "no-such", "device": "CPU", "builder": None}
+
+    def ask() -> None:
+        with DeviceSession(pipe) as session:
+            session.push([object_of_bytes(b"x" * 1000)])
+            session.ask("form", request, timeout_s=60)
+
+    with pytest.raises(UsageError, match="no-such"):
+        ask()
+    assert [name for name in left_on(device_home) if not name.endswith(".lock")] == []
+
+
+def test_session_that_fails_here_leaves_nothing_there(pipe: LocalPipe, device_home: Path) -> None:
+    def fail() -> None:
+        with DeviceSession(pipe) as session:
+            session.push([object_of_bytes(b"x" * 1000)])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert left_on(device_home) == []
+
+
+def test_session_that_only_looks_removes_nothing_that_was_kept_and_leaves_nothing(
+    pipe: LocalPipe, device_home: Path
+) -> None:
+    with DeviceSession(pipe, only_looks=True):
+        pass
+    assert left_on(device_home) == []
+    assert not (device_home / ".cache/edgebert").exists()
+    with DeviceSession(pipe, keep=True) as session:
+        session.push([object_of_bytes(b"x" * 1000)])
+    kept = left_on(device_home)
+    assert len(kept) == 3  # the lock, the wheel and the object
+    with DeviceSession(pipe, only_looks=True):
+        pass
+    assert left_on(device_home) == kept
+
+
+def test_session_that_ends_while_an_installation_uses_its_wheel_leaves_the_wheel(device: Any, bundle: Path) -> None:
+    with DeviceSession(at(device)):
+        installed = install_on(str(at(device)), bundle, "~/widgets", InstallOptions(self_test="later"))
+        assert installed.outcome == "installed"
+    assert any(name.endswith(".whl") for name in left_on(device.home))
+
+
+def test_store_is_held_by_one_session_where_another_one_just_removed_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is locked must be the file that the next one opens, and not one that has lost its name."""
+    import fcntl
+
+    first, second = Store(tmp_path), Store(tmp_path)
+    wait = fcntl.flock
+
+    def remove_it_first(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", wait)
+        (tmp_path / "lock").unlink()  # as `forget` of a session that ends just now
+        wait(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_it_first)
+    with first.held(), pytest.raises(LockedError), second.held():
+        pass
+
+
+def test_run_folder_removes_its_own_files_only(tmp_path: Path) -> None:
+    """`-o` may name a file in the folder that `--resume` goes on from."""
+    run = RunFolder(tmp_path / "r.run")
+    run.begin({"host": "x"}, force=False)
+    (run.path / "result.json").write_text("{}")
+    run.remove()
+    assert [path.name for path in run.path.iterdir()] == ["result.json"]
+    (run.path / "result.json").unlink()
+    run.begin({"host": "x"}, force=True)
+    run.remove()
+    assert not run.path.exists()
+
+
+def test_bench_transports_ends_on_every_device_where_it_is_interrupted(
+    bundle: Path, quick: BenchOptions, tmp_path: Path, ssh_device: Any
+) -> None:
+    devices = {}
+    for name in ("a", "b"):
+        (tmp_path / name / "tmp").mkdir(parents=True)
+        environment = {"HOME": str(tmp_path / name), "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path / name / "tmp")}
+        devices[name] = LocalPipe(environment=environment)
+
+    def interrupt() -> None:
+        wait_until(lambda: all(ssh_device.processes_of(tmp_path / name) for name in devices), 60)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # that is whom the system interrupts
+
+    long = replace(quick, launches=5, seconds=600.0, queries=10_000_000)
+    in_a_while = threading.Thread(target=interrupt)
+    in_a_while.start()
+    with pytest.raises(KeyboardInterrupt):
+        bench_transports(devices, [bundle], tmp_path / "r.json", long)
+    in_a_while.join()
+    wait_until(lambda: not any(ssh_device.processes_of(tmp_path / name) for name in devices))
+    assert not list(tmp_path.glob("r.*.json"))
+
+
+def test_bench_on_leaves_no_run_where_the_device_was_never_reached(
+    host_home: Path, bundle: Path, quick: BenchOptions, tmp_path: Path
+) -> None:
+    """It would be in the way of the next call, which names another host."""
+    del host_home
+    nobody = transport_of("pi@127.0.0.1:9")
+    with pytest.raises(LinkLostError, match="cannot be reached") as caught:
+        bench_on(nobody, [bundle], tmp_path / "r.json", quick)
+    assert "--resume" not in str(caught.value)
+    assert not list(tmp_path.glob("r.json*"))
+
+
+def test_begin_names_the_two_ways_on_where_a_run_was_cut_short(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r.run")
+    run.begin({"host": "x"}, force=False)
+    with pytest.raises(CannotWriteError, match="cut short") as caught:
+        run.begin({"host": "x"}, force=False)
+    assert f"--resume {run.path}" in (caught.value.hint or "")
+    run.begin({"host": "x"}, force=True)
+
+
+def test_local_pipe_takes_a_python_of_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As messages and docs name one, in quotes: no shell is there to read it."""
+    (tmp_path / "python-with-a-difference").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python-with-a-difference").chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with DeviceSession(transport_of("local:", python="~/python-with-a-difference")) as session:
+        assert session.device.python == sys.version_info[:3]

@@ -149,6 +149,11 @@ def test_notes_of_a_device_are_escaped(lying: Callable[[str], LocalPipe], caplog
     assert "\x1b" not in caplog.text
 
 
+def test_notes_of_a_device_that_are_none_are_refused(lying: Callable[[str], LocalPipe]) -> None:
+    with pytest.raises(RefusedError, match="notes"):
+        ask_facts(lying(HONEST.replace("x=1", "x=1, notes={'a': 1}")))
+
+
 @pytest.fixture
 def options(tmp_path: Path) -> BenchOptions:
     generator = np.random.default_rng(0)

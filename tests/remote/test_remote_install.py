@@ -20,6 +20,7 @@ from edgebert import Classifier
 from edgebert.bundle import read_bundle
 from edgebert.errors import (
     EdgebertError,
+    InputNotFoundError,
     LinkLostError,
     MalformedBundleError,
     MemoryExhaustedError,
@@ -565,3 +566,21 @@ def test_wheels_that_nobody_used_for_a_month_are_removed(device: Any, bundle: Pa
             os.utime(path, (time.time() - days * 86400, time.time() - days * 86400))
     install_on(host(device), bundle, "~/widgets", UNTESTED)
     assert sorted(path.name for path in cache.iterdir()) == sorted(["recent", device_wheel().sha256])
+
+
+def test_install_status_and_rollback_take_a_name_of_devices(
+    device: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgebert.remote.devices import KnownDevice, add_device
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    add_device(KnownDevice(name="board", host=host(device), python=sys.executable))
+    assert install_on("board", bundle, "~/widgets", UNTESTED).outcome == "installed"
+    assert status_on("board", "~/widgets").device.executable == sys.executable
+    with pytest.raises(InputNotFoundError):
+        rollback_on("board", "~/widgets")
+
+
+def test_install_on_refuses_this_computer(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="is this computer"):
+        install_on("local:", bundle, "~/widgets", UNTESTED)
