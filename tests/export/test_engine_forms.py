@@ -93,8 +93,8 @@ def test_compile_makes_an_engine_that_answers_as_the_graph(
     assert form.fingerprint == manifest_of(tmp_path).fingerprint
     assert form.fingerprint is not None
     assert form.fingerprint.to_text() == (
-        "os linux, machine aarch64, backend_version == 10.3.0, gpu Orin, compute_capability 8.7, cuda == 12.6, l4t == 36.4.3, "
-        "multiprocessors 8"
+        "os linux, machine aarch64, backend_version == 10.3.0, gpu Orin, compute_capability 8.7, module p3767-0003, cuda == 12.6, "
+        "l4t == 36.4.3, multiprocessors 8"
     )
     assert form.versions["tensorrt"] == "10.3.0"
     assert set(bundle.manifest.canaries[0].logits) >= {"onnxruntime", "tensorrt:GPU"}

@@ -292,6 +292,7 @@ def not_loaded(jetson: Jetson) -> bool:
 
 OTHERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"multiprocessors": 16}, "made for a GPU with this many multiprocessors: 8, here is 16"),
+    ({"module": "p3767-0000"}, "made for the module p3767-0003, here is p3767-0000"),  # an Orin NX, else alike
     ({"compute_capability": "11.0"}, r"made for compute capability 8\.7, here is 11\.0"),
     ({"name": "NVIDIA Thor"}, "made for the GPU Orin, here is NVIDIA Thor"),
     ({"cuda": "13.0"}, r"made with CUDA 12\.6, here is 13\.0"),
