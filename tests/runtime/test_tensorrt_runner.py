@@ -467,6 +467,37 @@ def test_a_run_that_fails_says_what_tensorrt_said(jetson: Jetson, toy: Any) -> N
     assert cuda(jetson).live() == {}
 
 
+def test_a_run_that_fails_is_not_blamed_on_what_an_earlier_one_said(jetson: Jetson, toy: Any) -> None:
+    runner = opened(jetson, jetson.source(toy, opt_batch=2, max_batch=2))
+    jetson.script.execute_errors = ("Error Code 1: Cuda Runtime (out of memory)",)
+    with pytest.raises(MemoryExhaustedError):
+        runner.infer(toy.images(1))
+    jetson.script.execute_errors = ("[genericReformat.cu] Cuda failure: invalid argument",)
+    with pytest.raises(EdgebertError, match="genericReformat") as caught:
+        runner.infer(toy.images(1))
+    assert type(caught.value) is EdgebertError
+    runner.close()
+
+
+def test_a_call_that_gets_no_context_after_close_frees_the_engine(
+    jetson: Jetson, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = opened(jetson, jetson.source(toy))
+    runner._idle.pop().close()  # as another call has it
+    runner._live = 0
+
+    def closed_meanwhile(*_: object) -> Any:
+        runner.close()
+        raise MemoryExhaustedError("the engine has no room to run")
+
+    monkeypatch.setattr(tensorrt_runner, "_Request", closed_meanwhile)
+    with pytest.raises(MemoryExhaustedError) as caught:  # whose traceback holds the engine
+        runner.infer(toy.images(1))
+    assert caught.tb is not None
+    assert jetson.script.names()[-2:] == ["del ICudaEngine", "del Runtime"]
+    assert jetson.script.names().count("del ICudaEngine") == 1
+
+
 def test_a_capture_that_fails_leaves_plain_runs(jetson: Jetson, toy: Any) -> None:
     source = jetson.source(toy)
     jetson.script.capture_fails = True
