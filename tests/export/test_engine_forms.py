@@ -289,6 +289,26 @@ def test_an_engine_without_images_is_chosen_by_its_time(board: Jetson, graph: Pa
     assert form_from_graph(graph.read_bytes(), JETSON).label == "strong-fp16"
 
 
+def test_an_engine_that_answers_no_number_does_not_ship_for_its_speed(
+    board: Jetson, graph: Path, takes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = strong_graph
+
+    def overflowing(model: onnx.ModelProto, **given: Any) -> onnx.ModelProto:
+        made = real(model, **given)
+        for tensor in made.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.ndim == 2:
+                tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, np.nan), tensor.name))
+        return made
+
+    monkeypatch.setattr(engine_graphs, "strong_graph", overflowing)
+    takes(3.0)
+    form = form_from_graph(graph.read_bytes(), JETSON)
+    assert form.label == "weak-fp16"
+    assert any(note.startswith("strong was not built: ") and "finite" in note for note in form.notes)
+
+
 # The graphs
 
 
