@@ -332,7 +332,7 @@ def _profile(
     smallest, best, largest = ((n, *shape[1:]) for n in (request.min_batch, request.opt_batch, request.max_batch))
     try:
         profile.set_shape(image.name, smallest, best, largest)
-    except ValueError as error:  # the one call that raises
+    except (ValueError, RuntimeError) as error:  # the one call that raises: the second one in newer bindings
         raise BadDataError(
             f"TensorRT takes no batches of {request.min_batch} to {request.max_batch}: {error}"
         ) from error

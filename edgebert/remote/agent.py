@@ -40,7 +40,7 @@ BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 _HELLO_BYTES = 4 << 10
 _SILENCE_SECONDS = 60.0  # the device gives up where the host sends nothing for so long
 # The folder in which the command starts leaves the path before anything but `sys`, which is built in, is imported.
-_RUN_IT = "import sys;sys.path[:]=filter(None,sys.path);import base64;exec(base64.b64decode(sys.argv[1]))"
+RUN_IT = "import sys;sys.path[:]=filter(None,sys.path);import base64;exec(base64.b64decode(sys.argv[1]))"
 _MOST_FILE_BYTES = 64 << 10  # they are part of the command, of which Linux takes 128 KiB a word
 _PARTS = ("what", "expected", "hint")  # of an error
 _NO_SUCH_COMMAND = 127  # of a shell
@@ -155,7 +155,7 @@ class _Call:
         text = files("edgebert.remote").joinpath("bootstrap.py").read_bytes()
         # Base64 has nothing that any shell would read otherwise, the newlines of the text have; the rest is quoted.
         arguments = dump_json(self._arguments).replace("\n", "")
-        command = [self._python, "-c", _RUN_IT, base64.b64encode(text).decode("ascii"), arguments]
+        command = [self._python, "-c", RUN_IT, base64.b64encode(text).decode("ascii"), arguments]
         ended = await converse(self._destination, command, self._talk, self._options)
         return self._answer(ended)
 

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import re
 import tempfile
+import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,6 +91,7 @@ def bench_on(
     resume: Path | None = None,
     keep: bool = False,
     ssh: SshOptions | None = None,
+    stop: threading.Event | None = None,
 ) -> Result:
     """Measure artefacts on a device and write the result and its raw samples here.
 
@@ -101,6 +103,7 @@ def bench_on(
         resume: the folder of a run that was cut short, to go on from; None to begin anew.
         keep: leave what is pushed on the device.
         ssh: how it is reached, over SSH.
+        stop: once it is set, the run ends as by Ctrl-C.
 
     Raises:
         UsageError: a checkpoint, or an arm that is none.
@@ -122,7 +125,7 @@ def bench_on(
     else:
         run.settle(asked)
     try:
-        with DeviceSession(transport, ssh=ssh, keep=keep) as session:
+        with DeviceSession(transport, ssh=ssh, keep=keep, stop=stop) as session:
             measuring = _Measuring(session=session, work=work, run=run, output=output)
             result, samples = measuring.measured()
     except LinkLostError as error:

@@ -229,6 +229,8 @@ def bootstrap(
             code = run_session(nonce, stdin, path, keep_wheel)
             stack.close()
             os._exit(code)  # a thread still waits for the host
+        with contextlib.suppress(OSError):  # it came for a session that runs, or was cut off: now somebody else uses it
+            (path.parent / TEMPORARY).unlink()
         sys.stdin = io.TextIOWrapper(stdin)
         home = str(Path.home())
         code, answer = run_agent(

@@ -86,17 +86,20 @@ def serve(nonce: str, stdin: ByteReader) -> int:
 
 def _serve(link: Link, store: Store) -> int:
     first = link.next_request()
-    keep = first.fields.value.get("keep") is True
+    keep, only_looks = (first.fields.value.get(name) is True for name in ("keep", "only_looks"))
     try:
         with store.held() as folder:
             # Everything temporary of this session lies there, and goes with it, or with the next one where this one is killed.
             os.environ.setdefault(LOCK_VARIABLE, str(device_lock_path()))
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+            os.chdir(folder)  # what is started is looked for there first by Python 3.10, and not in the login folder
             with _silent(folder):
                 link.say(READY, first)
                 link.answer(first)
                 bye = _commands(link, store)
-            if not keep:
+            if only_looks:
+                store.leave()
+            elif not keep:
                 store.forget()
     except EdgebertError as error:
         link.refuse(first, error)

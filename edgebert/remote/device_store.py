@@ -41,7 +41,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._objects = root / "objects"
+        self._objects, self._lock_file = root / "objects", root / "lock"
         self._whole: set[str] = set()  # hashed in this session
 
     @contextlib.contextmanager
@@ -52,13 +52,8 @@ class Store:
             LockedError: another session uses this device.
             CannotWriteError: the home folder cannot be written.
         """
+        descriptor = self._locked()
         try:
-            self._objects.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise CannotWriteError(f"cannot write `{self.root}`: {error.strerror or error}") from error
-        try:
-            self._lock(descriptor)
             for left in self.root.glob(f"{_SESSION}*"):
                 shutil.rmtree(left, ignore_errors=True)
             try:
@@ -153,7 +148,31 @@ class Store:
     def forget(self) -> None:
         """Remove every object, and the folders where nothing else is left in them."""
         shutil.rmtree(self._objects, ignore_errors=True)
-        (self.root / "lock").unlink(missing_ok=True)
+        self._lock_file.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Remove what this session has made, where nothing was here before it."""
+        with contextlib.suppress(OSError):
+            self._objects.rmdir()
+            self._lock_file.unlink()
+
+    def _locked(self) -> int:
+        """Return the descriptor of the lock's file, which is held; one that lost its name meanwhile holds nobody off."""
+        while True:
+            try:
+                self._objects.mkdir(parents=True, exist_ok=True, mode=0o700)
+                descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except OSError as error:
+                raise CannotWriteError(f"cannot write `{self.root}`: {error.strerror or error}") from error
+            try:
+                self._lock(descriptor)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), self._lock_file.stat()):
+                        return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
     def _lock(self, descriptor: int) -> None:
         if sys.platform == "win32":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edgebert._console import columns, printable
 from edgebert._files import claimed, staged_file
 from edgebert._json import Fields, JsonObject, dump_json, parse_json_object
-from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, RefusedError, UsageError
+from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, LockedError, RefusedError, UsageError
 from edgebert.extras import FLOORS, below_floor
 from edgebert.remote.ssh import SshOptions, parse_destination
 
@@ -169,7 +169,7 @@ def check_device_at(host: str, *, python: str | None = None, ssh: SshOptions | N
     from edgebert.remote.transport import transport_of
 
     try:
-        with DeviceSession(transport_of(host, python=python), ssh=ssh) as session:
+        with DeviceSession(transport_of(host, python=python), ssh=ssh, only_looks=True) as session:
             asked = time.time()
             said = session.ask("facts", {}, timeout_s=120.0).fields
             now = (asked + time.time()) / 2
@@ -177,7 +177,8 @@ def check_device_at(host: str, *, python: str | None = None, ssh: SshOptions | N
     except UsageError:
         raise
     except EdgebertError as error:
-        what = "host key and login" if isinstance(error, RefusedError) else "reached"
+        known = {RefusedError: "host key and login", LockedError: "lock"}
+        what = known.get(type(error), "reached")
         return CheckedDevice(
             host=host, checks=(DeviceCheck(what=what, state="fail", found=error.what, fix=error.hint or ""),)
         )

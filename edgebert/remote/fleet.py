@@ -7,6 +7,7 @@ runs at another speed, and no interval of one speaks of the other.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -123,9 +124,10 @@ def bench_transports(
     outputs = _outputs(output, tuple(transports))
     results: dict[str, Result] = {}
     failed: dict[str, EdgebertError] = {}
+    stop = threading.Event()
     with ThreadPoolExecutor(max_workers=len(transports)) as pool:
         running = {
-            name: pool.submit(bench_on, transport, paths, outputs[name], options, keep=keep, ssh=ssh)
+            name: pool.submit(bench_on, transport, paths, outputs[name], options, keep=keep, ssh=ssh, stop=stop)
             for name, transport in transports.items()
         }
         for name, future in running.items():
@@ -133,6 +135,9 @@ def bench_transports(
                 results[name] = future.result()
             except EdgebertError as error:
                 failed[name] = error
+            except KeyboardInterrupt:  # here alone, and the others would measure to their end
+                stop.set()
+                raise
     return FleetReport(results=results, outputs=outputs, failed=failed)
 
 

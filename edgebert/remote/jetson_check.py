@@ -36,7 +36,7 @@ def check_jetson_on(transport: Transport, *, told: Told, ssh: SshOptions | None 
         RefusedError: a host key, a login or an answer cannot be trusted.
         LinkLostError: the device cannot be reached, or the link broke.
     """
-    with DeviceSession(transport, ssh=ssh, backends=()) as session:
+    with DeviceSession(transport, ssh=ssh, backends=(), only_looks=True) as session:
         hearing = _Hearing(session.name, told)
         reply = session.ask("jetson-check", {}, timeout_s=longest_seconds(), said=hearing.hear)
         return _trusted(session.name, lambda: Report.from_fields(reply.fields.fields("report"), names=hearing.names))

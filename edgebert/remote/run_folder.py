@@ -11,8 +11,9 @@ The folder is removed when the result is written.
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,13 @@ class RunFolder:
         return tuple(found)
 
     def remove(self) -> None:
-        """Remove the folder, once the result is written."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the run, once the result is written: its own files, and the folder where it holds nothing else."""
+        for name in names_in(self.path) if self.path.is_dir() else ():
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in RUN_FOLDER.holds):
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _numbers(self) -> Iterator[int]:
         there = {int(match[1]) for match in map(_LAUNCH.fullmatch, names_in(self.path)) if match}

@@ -38,6 +38,7 @@ from edgebert.errors import (
 )
 from edgebert.remote.agent import (
     BACKENDS,
+    RUN_IT,
     Device,
     check_device_is_usable,
     checked_answer,
@@ -82,8 +83,8 @@ _STUCK_SECONDS = 20.0  # that a piece of what is sent may take
 _HELLO_SECONDS = 60.0  # for a Python to start on a slow card
 _CHUNK = 64 << 10
 _MAX_WAITING = 256  # frames that were not asked for yet: a device that floods is refused
-_RUN_IT = "import base64,sys;exec(base64.b64decode(sys.argv[1]))"
 _START_SECONDS = 180.0
+_LEAVE_SECONDS = 10.0  # to clear away, where the user waits to read an error
 _THERE_AT_ONCE = 4_000
 _PUSH_BYTES = 64 << 20  # of one `push`, unless one object alone is larger
 
@@ -119,6 +120,8 @@ class DeviceSession:
         ssh: how, over SSH; the limit of silence counts for every transport.
         keep: leave what is pushed, and the device wheel, on the device.
         backends: of which it must have one; none where nothing is to be run there.
+        only_looks: what an earlier session has left there stays; nothing is pushed.
+        stop: once it is set, waiting for the device ends as by Ctrl-C: only the main thread is ever interrupted itself.
     """
 
     def __init__(
@@ -128,8 +131,11 @@ class DeviceSession:
         ssh: SshOptions | None = None,
         keep: bool = False,
         backends: Sequence[str] = BACKENDS,
+        only_looks: bool = False,
+        stop: threading.Event | None = None,
     ) -> None:
         self._transport, self.name, self._keep = transport, str(transport), keep
+        self._only_looks, self._stop = only_looks, stop or threading.Event()
         self._backends = tuple(backends)
         self._ssh = replace(ssh or SshOptions(), keepalive=False)
         self._silence = max(self._ssh.silence_seconds, LEAST_SILENCE_SECONDS)
@@ -145,7 +151,7 @@ class DeviceSession:
         self._device: Device | None = None
         self._writing = asyncio.Lock()
         self._ended: EdgebertError | None = None
-        self._leaving = False
+        self._leaving = self._closing = False
         self.sent_bytes = 0
 
     @property
@@ -174,11 +180,18 @@ class DeviceSession:
     ) -> None:
         try:
             if error is None:
-                self._leaving = True
-                self._request(BYE, {}, ())
-                self._wait(ANSWER, 60.0)
+                self._take_leave(60.0)
+            elif self._ended is None and not self._asked:  # the link is whole, and nothing is under way there
+                with contextlib.suppress(EdgebertError):
+                    self._take_leave(_LEAVE_SECONDS)
         finally:
             self._close()
+
+    def _take_leave(self, timeout_s: float) -> None:
+        """Let the device clear away, and wait until it has."""
+        self._leaving = True
+        self._request(BYE, {}, ())
+        self._wait(ANSWER, timeout_s, stops=False)
 
     def ask(
         self,
@@ -203,7 +216,7 @@ class DeviceSession:
         """
         self._request(kind, content, ())
         reply = self._wait(ANSWER, timeout_s, said)
-        for note in reply.fields.texts("notes") if "notes" in reply.fields.value else ():
+        for note in self._checked(lambda: reply.fields.texts("notes")) if "notes" in reply.fields.value else ():
             _log.warning("on `%s`: %s", self.name, plain_text(note))
         return reply
 
@@ -283,10 +296,19 @@ class DeviceSession:
         line = encode_frame(kind, nonce=self._nonce, number=self._said, content=content, blobs=sizes)
         await self._outgoing.put((line, *(blob for _, blob in blobs)))
 
-    def _wait(self, kind: str, timeout_s: float | None, said: Callable[[str, Reply], None] | None = None) -> Reply:
+    def _wait(
+        self,
+        kind: str,
+        timeout_s: float | None,
+        said: Callable[[str, Reply], None] | None = None,
+        *,
+        stops: bool = True,
+    ) -> Reply:
         """Return the next frame of a kind; the session's own thread notices a link that fell silent."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            if stops and self._stop.is_set():
+                raise KeyboardInterrupt
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 raise LinkLostError(
@@ -319,6 +341,7 @@ class DeviceSession:
         self._thread.join(30)
 
     def _cancel(self) -> None:
+        self._closing = True
         if self._main is not None and not (self._leaving and self._ended is None and self._main.done()):
             self._main.cancel()
 
@@ -333,6 +356,8 @@ class DeviceSession:
     async def _supervised(self) -> None:
         self._outgoing = asyncio.Queue()
         self._main = asyncio.ensure_future(self._talk())
+        if self._closing:  # before it had begun
+            self._main.cancel()
         try:
             await self._main
         except asyncio.CancelledError:
@@ -364,7 +389,7 @@ class DeviceSession:
         }
         arguments = dump_json(given).replace("\n", "")
         python = self._transport.python
-        command = [python, "-c", _RUN_IT, base64.b64encode(text).decode("ascii"), arguments]
+        command = [python, "-c", RUN_IT, base64.b64encode(text).decode("ascii"), arguments]
         async with self._transport.running(command, self._ssh) as remote:
             log = asyncio.ensure_future(remote.drain_log())
             try:
@@ -391,7 +416,7 @@ class DeviceSession:
         self._device = device
         if fields.value.get("wheel") is not True:
             await self._write(remote, (self._wheel.content,))
-        await self._put(READY, {"keep": self._keep}, ())
+        await self._put(READY, {"keep": self._keep, "only_looks": self._only_looks}, ())
         writer = asyncio.ensure_future(self._write_all(remote))
         reader = asyncio.ensure_future(self._read_all(remote))
         try:
