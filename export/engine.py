@@ -34,6 +34,7 @@ from edgebert.runtime.tensorrt_api import Typing
 TypingChoice = Literal["strong", "weak", "auto"]
 
 _MIB = 1 << 20
+MAX_ENGINE_BATCH = 256  # each thread that asks an engine holds pinned memory for as many images: 37 MiB at 224 x 224
 # On a Jetson the workspace is taken from the computer's own memory (tensorrt_jetson.md, section 9). Above 8 GB the same share, and
 # no more than what any layer of a small classifier could use.
 _SMALL_TOTAL_BYTES = 8 << 30
@@ -94,6 +95,8 @@ class EngineOptions:
                 f"batches of `{self.min_batch}`, `{self.opt_batch}`, `{self.max_batch}`",
                 expected="1 or more, the smallest first",
             )
+        if self.max_batch > MAX_ENGINE_BATCH:
+            raise UsageError(f"batches of up to `{self.max_batch}`", expected=f"at most {MAX_ENGINE_BATCH}")
         if self.dla_core is not None and self.dla_core < 0:
             raise UsageError(f"DLA core `{self.dla_core}`", expected="0 or more")
 

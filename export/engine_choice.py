@@ -53,6 +53,7 @@ class EngineSettings:
         workspace_mb: most that one layer may use beside its tensors, in MiB; 0 for a share of the free memory.
         optimization_level: TensorRT's, 0 to 5.
         dla_core: build for this DLA core; None for the GPU.
+        max_batch: largest batch that an engine takes, from 1 on; kernels are chosen for it where it is more than 1.
         timeout_s: of one build.
         max_seconds: timed, at most, where there are images to time.
         keeps_times: whether the times of kernels stay in the user's own folder for the next build.
@@ -63,6 +64,7 @@ class EngineSettings:
     workspace_mb: int = 0
     optimization_level: int = 3
     dla_core: int | None = None
+    max_batch: int = 1
     timeout_s: float = 7200.0
     max_seconds: float = 20.0
     keeps_times: bool = True
@@ -83,6 +85,7 @@ class EngineSettings:
             workspace_mb=self.workspace_mb,
             optimization_level=self.optimization_level,
             dla_core=self.dla_core,
+            max_batch=self.max_batch,
             timing_cache="private" if self.keeps_times else folder / "times",
             timeout_s=self.timeout_s,
         )

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,6 @@ _DTYPES = {"UINT8": np.dtype(np.uint8), "FLOAT": np.dtype(np.float32)}
 class TensorRtRunner(NativeModel):
     """Runs `engine.plan`, which `engine.json` describes, in TensorRT."""
 
-    preferred_batch: ClassVar[int] = 1
     input_spec: InputSpec
 
     def __init__(self, engine: _Engine, spec: InputSpec) -> None:
@@ -58,6 +57,7 @@ class TensorRtRunner(NativeModel):
         self._live = 0  # requests that exist, in use or not
         super().__init__(engine, self._idle)
         self.input_spec = spec
+        self.preferred_batch = engine.max_batch
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:

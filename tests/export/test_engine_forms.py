@@ -238,6 +238,30 @@ def test_options_reach_the_builder(board: Jetson, graph: Path, tmp_path: Path) -
     assert "dla_core=1" in manifest_of(tmp_path).flags
 
 
+def test_max_batch_reaches_the_builder_the_manifest_and_the_runtime(
+    board: Jetson, graph: Path, toy: Any, tmp_path: Path
+) -> None:
+    report = compiled(graph, tmp_path, typing="strong", max_batch=4)
+    (shapes,) = board.script.of("IOptimizationProfile.set_shape")
+    assert [shape[0] for shape in shapes.args[1:]] == [1, 4, 4]
+    manifest = manifest_of(tmp_path)
+    assert (manifest.min_batch, manifest.max_batch) == (1, 4)
+    assert "batch=1,4,4" in manifest.flags
+    images = toy.images(6)
+    board.script.calls.clear()
+    with Classifier(report.path, target="jetson") as classifier:
+        board.script.calls.clear()
+        answers = classifier.predict_batch(list(images))
+    assert [answer.index for answer in answers] == toy.logits(images).argmax(axis=1).tolist()
+    assert len(board.script.of("IExecutionContext.execute_async_v3")) == 2
+
+
+def test_engines_take_one_image_by_themselves(board: Jetson, graph: Path, tmp_path: Path) -> None:
+    compiled(graph, tmp_path, typing="strong")
+    (shapes,) = board.script.of("IOptimizationProfile.set_shape")
+    assert [shape[0] for shape in shapes.args[1:]] == [1, 1, 1]
+
+
 def test_timeout_reaches_the_builder(
     board: Jetson, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +284,7 @@ def test_timeout_reaches_the_builder(
         ({"workspace_mb": 0}, "--workspace-mb"),
         ({"optimization_level": 3}, "--optimization-level"),
         ({"dla_core": 0}, "--dla-core"),
+        ({"max_batch": 1}, "--max-batch"),
         ({"timeout_s": 7200.0}, "--timeout"),
         ({"keep_both": True}, "--keep-both"),
     ],
@@ -275,6 +300,8 @@ def test_options_of_engines_are_refused_where_no_target_takes_one(changes: dict[
         ({"workspace_mb": -1}, "workspace of `-1` MiB"),
         ({"optimization_level": 6}, "optimization level `6`"),
         ({"dla_core": -1}, "DLA core `-1`"),
+        ({"max_batch": 0}, "batches of `1`, `0`, `0`"),
+        ({"max_batch": 257}, "batches of up to `257`"),
         ({"timeout_s": 0.0}, "timeout is `0.0` seconds"),
         ({"targets": ("jetson-fp16",)}, "may hold beside `jetson`"),
     ],
@@ -443,6 +470,7 @@ def run(*arguments: str) -> Any:
         ("--workspace-mb", "256"),
         ("--optimization-level", "2"),
         ("--dla-core", "0"),
+        ("--max-batch", "8"),
         ("--timeout", "60"),
         ("--keep-both",),
     ],

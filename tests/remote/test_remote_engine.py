@@ -126,6 +126,12 @@ def test_bundle_on_keeps_the_times_of_kernels_where_it_is_asked_to(board: Board,
     assert [path.name.partition("-")[0] for path in kept.iterdir()] == ["timing"]
 
 
+def test_bundle_on_builds_for_several_images_where_it_is_asked_to(board: Board, graph: Path, tmp_path: Path) -> None:
+    made = made_on(board(), graph, tmp_path, typing="strong", max_batch=4)
+    manifest = EngineManifest.from_bytes(read_bundle(made.path).files[f"forms/jetson/{ENGINE_FILE}"])
+    assert (manifest.min_batch, manifest.max_batch) == (1, 4)
+
+
 def test_bundle_on_survives_a_typing_that_the_device_cannot_build(board: Board, graph: Path, tmp_path: Path) -> None:
     made = made_on(board(build_errors={"weak": ["a fault of the weak one"]}), graph, tmp_path)
     notes = made.forms[0].notes

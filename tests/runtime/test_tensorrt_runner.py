@@ -85,6 +85,12 @@ def test_infer_fills_any_profile_with_any_batch(
         np.testing.assert_allclose(runner.infer(batch[:1]), toy.logits(batch[:1]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("most", [1, 4])
+def test_preferred_batch_is_the_engines_largest(jetson: Jetson, toy: Any, most: int) -> None:
+    with opened(jetson, jetson.source(toy, opt_batch=most, max_batch=most)) as runner:
+        assert runner.preferred_batch == most
+
+
 def test_infer_launches_one_graph_where_the_batch_is_static(jetson: Jetson, toy: Any) -> None:
     with opened(jetson, jetson.source(toy)) as runner:
         cuda(jetson).forget_calls()
