@@ -262,6 +262,26 @@ def test_engines_take_one_image_by_themselves(board: Jetson, graph: Path, tmp_pa
     assert [shape[0] for shape in shapes.args[1:]] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("target", ["jetson-orin-nx", "jetson-agx-thor"])
+def test_compile_refuses_to_call_an_engine_after_another_board(
+    board: Jetson, graph: Path, tmp_path: Path, target: str
+) -> None:
+    with pytest.raises(UnavailableError, match=rf"`--target {target}`, and .* `jetson-orin-nano` \(p3767-0003\)"):
+        compiled(graph, tmp_path, targets=(target,))
+    assert not (tmp_path / "toy.edgebert").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "module"),
+    [("jetson-orin-nano", "p3767-0003"), ("jetson-orin-nano", "p9999-0001"), ("jetson-agx-orin", None)],
+)
+def test_compile_takes_the_board_that_is_there_and_one_that_nobody_knows(
+    board: Jetson, graph: Path, tmp_path: Path, target: str, module: str | None
+) -> None:
+    board.facts = replace(board.facts, module=module)
+    assert compiled(graph, tmp_path, targets=(target,), typing="strong").verified == (target,)
+
+
 def test_timeout_reaches_the_builder(
     board: Jetson, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
