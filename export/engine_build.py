@@ -231,7 +231,8 @@ def parsed(
     raise BadDataError(
         found.what,
         expected=found.expected or "operators and types that this TensorRT imports",
-        hint=found.hint or "edgebert inspect GRAPH says which rules of TensorRT's parser it breaks",
+        hint=found.hint
+        or "another `--typing`; or export and quantize the graph again with this edgebert, which keeps to the parser's rules",
     )
 
 
