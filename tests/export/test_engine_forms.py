@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgebert import Classifier
 from edgebert.bundle import read_bundle
 from edgebert.errors import (
     BadDataError,
+    CannotWriteError,
     EdgebertError,
     MemoryExhaustedError,
     RefusedError,
@@ -150,6 +152,23 @@ def test_compile_writes_nothing_where_no_typing_can_be_built(board: Jetson, grap
     board.script.build_errors = {"weak": ("one thing",), "strong": ("another",)}
     with pytest.raises(EdgebertError, match=r"no engine could be built: weak: .*one thing.*; strong: .*another"):
         compiled(graph, tmp_path)
+    assert not (tmp_path / "toy.edgebert").exists()
+
+
+def test_a_full_folder_for_temporary_files_is_said(
+    board: Jetson, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "model.onnx":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CannotWriteError, match="No space left on device") as caught:
+        compiled(graph, tmp_path, typing="strong")
+    assert "TMPDIR" in str(caught.value.hint)
     assert not (tmp_path / "toy.edgebert").exists()
 
 
