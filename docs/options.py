@@ -147,6 +147,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "workspace_mb": "a quarter of the free memory, at most 1 GiB up to 8 GB and 4 GiB above: a Jetson's GPU shares it (tensorrt_jetson.md, section 9)",
         "optimization_level": "3, TensorRT's own",
         "dla_core": "the GPU: an Orin Nano and a Thor have no DLA",
+        "max_batch": "1: a camera brings one image at a time, and work of one shape is launched as one CUDA graph",
         "timeout_s": "7,200: the longest build that was heard of takes minutes",
         "report": _SAFE,
         "release": "not numbered: only who ships updates needs it",

@@ -583,6 +583,10 @@ def compile_(
     dla_core: Annotated[
         int | None, typer.Option(metavar="N", help="Build engines for this DLA core.", show_default="the GPU")
     ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of engines: the largest batch that they take.", show_default="1"),
+    ] = None,
     timeout_s: Annotated[
         float | None,
         typer.Option(
@@ -631,6 +635,7 @@ def compile_(
             workspace_mb=workspace_mb,
             optimization_level=optimization_level,
             dla_core=dla_core,
+            max_batch=max_batch,
             timeout_s=timeout_s,
             report=report,
             weights=weights,

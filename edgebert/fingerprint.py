@@ -7,7 +7,8 @@
       "cpu_flags": ["avx512_vnni"],     all of them, as /proc/cpuinfo names them
       "gpu": "Orin",                    the CUDA driver's name of the first GPU
       "compute_capability": "8.7",
-      "multiprocessors": 8,             tells the modules of one chip apart: Orin Nano 8, AGX Orin 16
+      "multiprocessors": 8,             tells some modules of one chip apart: AGX Orin has 16
+      "module": "p3767-0003",           Jetson module; Orin NX and Orin Nano have the same name and number of multiprocessors
       "driver": ">= 540.4",             NVIDIA's kernel module
       "cuda": ">= 12.6",                the newest CUDA that the driver serves
       "l4t": "== 36.4.3"                NVIDIA's Linux for Jetson, which JetPack is numbered by
@@ -68,6 +69,7 @@ class Fingerprint:
         gpu: name of the first GPU.
         compute_capability: of the first GPU, such as `8.7`.
         multiprocessors: of the first GPU.
+        module: number of the Jetson module, such as `p3767-0003`.
         driver: version rule of NVIDIA's kernel module.
         cuda: version rule of the newest CUDA that the driver serves.
         l4t: version rule of NVIDIA's Linux for Jetson.
@@ -81,6 +83,7 @@ class Fingerprint:
     gpu: str | None = None
     compute_capability: str | None = None
     multiprocessors: int | None = None
+    module: str | None = None
     driver: str | None = None
     cuda: str | None = None
     l4t: str | None = None
@@ -88,8 +91,8 @@ class Fingerprint:
 
     @property
     def asks_of_gpu(self) -> bool:
-        """Whether a condition can only be answered by asking NVIDIA's driver."""
-        asked = (self.gpu, self.compute_capability, self.multiprocessors, self.driver, self.cuda, self.l4t)
+        """Whether a condition can only be answered by asking NVIDIA's driver and system."""
+        asked = (self.gpu, self.compute_capability, self.multiprocessors, self.module, self.driver, self.cuda, self.l4t)
         return any(condition is not None for condition in asked)
 
     def to_json(self) -> JsonObject:
@@ -126,6 +129,7 @@ class Fingerprint:
             gpu=_printable(fields, "gpu"),
             compute_capability=_printable(fields, "compute_capability"),
             multiprocessors=fields.integer("multiprocessors") if "multiprocessors" in given else None,
+            module=_printable(fields, "module"),
             driver=_printable(fields, "driver"),
             cuda=_printable(fields, "cuda"),
             l4t=_printable(fields, "l4t"),
@@ -142,7 +146,7 @@ class Fingerprint:
         return ", ".join(said) or "any computer"
 
 
-_TEXTS = ("os", "machine", "backend_version", "gpu", "compute_capability", "driver", "cuda", "l4t")
+_TEXTS = ("os", "machine", "backend_version", "gpu", "compute_capability", "module", "driver", "cuda", "l4t")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +157,7 @@ class GpuFacts:
         name: such as `Orin` or `NVIDIA H100 80GB HBM3`.
         compute_capability: such as `8.7`.
         multiprocessors: how many.
+        module: number of the Jetson module that it is on.
         driver: version of the kernel module.
         cuda: the newest CUDA that the driver serves.
         l4t: version of NVIDIA's Linux for Jetson.
@@ -161,6 +166,7 @@ class GpuFacts:
     name: str | None = None
     compute_capability: str | None = None
     multiprocessors: int | None = None
+    module: str | None = None
     driver: str | None = None
     cuda: str | None = None
     l4t: str | None = None
@@ -171,6 +177,7 @@ class GpuFacts:
             ("", self.name),
             ("compute capability ", self.compute_capability),
             ("multiprocessors ", self.multiprocessors),
+            ("module ", self.module),
             ("driver ", self.driver),
             ("CUDA ", self.cuda),
             ("L4T ", self.l4t),
@@ -267,11 +274,13 @@ def gpu_facts(root: Path = Path("/"), library: str = "libcuda.so.1") -> GpuFacts
         library: the driver's own, which is loaded where it exists; nothing is computed with it.
     """
     asked = _asked_of_cuda(library)
-    soc = next((name for name in _TEGRA if name in _content(root / "proc/device-tree/compatible")), "")
+    compatible = _content(root / "proc/device-tree/compatible")
+    soc = next((name for name in _TEGRA if name in compatible), "")
     return GpuFacts(
         name=asked.name,
         compute_capability=asked.compute_capability or _TEGRA.get(soc),
         multiprocessors=asked.multiprocessors,
+        module=_module(compatible),
         cuda=asked.cuda,
         driver=_first(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", root / "proc/driver/nvidia/version"),
         l4t=l4t_of_release(_content(root / "etc/nv_tegra_release")),
@@ -294,6 +303,7 @@ def _reasons(fingerprint: Fingerprint, facts: ComputerFacts) -> Iterator[str]:
         ("the GPU", fingerprint.gpu, gpu.name),
         ("compute capability", fingerprint.compute_capability, gpu.compute_capability),
         ("a GPU with this many multiprocessors:", fingerprint.multiprocessors, gpu.multiprocessors),
+        ("the module", fingerprint.module, gpu.module),
     )
     for what, wanted, there in equal:
         if wanted not in (None, there):
@@ -371,6 +381,12 @@ def l4t_of_release(release: str) -> str | None:
     """Return `36.4.3` of `# R36 (release), REVISION: 4.3, ...`; the rest of the line differs between releases."""
     found = re.search(r"R(\d+)[^\n]*?REVISION:\s*(\d+(?:\.\d+)*)", release)
     return f"{found[1]}.{found[2]}" if found else None
+
+
+def _module(compatible: str) -> str | None:
+    """Return `p3767-0003` of a device tree's `compatible`; in `p3768-0000+p3767-0003` the first is the carrier board."""
+    named = (re.findall(r"p\d{4}-\d{4}", name) for name in compatible.split("\0") if name.startswith("nvidia,"))
+    return next((numbers[-1] for numbers in named if numbers), None)
 
 
 def _first(pattern: str, path: Path) -> str | None:

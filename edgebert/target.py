@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edgebert.errors import UsageError
+from edgebert.errors import UnavailableError, UsageError
 
 Backend = Literal["openvino", "onnxruntime", "tensorrt", "torch"]
 Form = Literal["ir", "ort", "engine"]
@@ -28,6 +28,7 @@ class Target:
         opset: newest ONNX opset the target's parser is known to read.
         summary: one line for `edgebert targets`.
         beside: `fp16` or `int8` of what a bundle may hold beside the form of another target, for `edgebert bench`; else empty.
+        modules: numbers of the Jetson modules that are meant, as the device tree has them; empty for whatever is there.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Target:
     opset: int
     summary: str
     beside: Literal["", "fp16", "int8"] = ""
+    modules: tuple[str, ...] = ()
 
 
 # Opsets: compression.md's table by target; TensorRT 10.3 (JetPack 6.1) reads up to 20, see tensorrt_jetson.md.
@@ -48,13 +50,21 @@ TARGETS: dict[str, Target] = {
         Target(name="intel-gpu", backend="openvino", device="GPU", form="ir", opset=20, summary="Intel GPU, OpenVINO"),
         Target(name="intel-npu", backend="openvino", device="NPU", form="ir", opset=20, summary="Intel NPU, OpenVINO"),
         *(
-            Target(name=name, backend="tensorrt", device="GPU", form="engine", opset=20, summary=f"{board}, TensorRT")
-            for name, board in (
-                ("jetson", "the Jetson at hand"),
-                ("jetson-orin-nano", "Jetson Orin Nano"),
-                ("jetson-orin-nx", "Jetson Orin NX"),
-                ("jetson-agx-orin", "Jetson AGX Orin"),
-                ("jetson-agx-thor", "Jetson AGX Thor"),
+            Target(
+                name=name,
+                backend="tensorrt",
+                device="GPU",
+                form="engine",
+                opset=20,
+                summary=f"{board}, TensorRT",
+                modules=modules,
+            )
+            for name, board, modules in (  # numbers: tensorrt_jetson.md, section 8.5
+                ("jetson", "the Jetson at hand", ()),
+                ("jetson-orin-nano", "Jetson Orin Nano", ("p3767-0003", "p3767-0004", "p3767-0005")),
+                ("jetson-orin-nx", "Jetson Orin NX", ("p3767-0000", "p3767-0001")),
+                ("jetson-agx-orin", "Jetson AGX Orin", ("p3701-0000", "p3701-0004", "p3701-0005")),
+                ("jetson-agx-thor", "Jetson AGX Thor", ("p3834-0008",)),
             )
         ),
     )
@@ -88,6 +98,27 @@ def beside_of(target: Target) -> tuple[Target, ...]:
     """
     return tuple(
         FORM_TARGETS[f"{target.name}-{beside}"] for beside in _BESIDE if f"{target.name}-{beside}" in FORM_TARGETS
+    )
+
+
+def check_module(target: Target, module: str | None, where: str) -> None:
+    """Return only if an engine that is built on this Jetson is one for `target`; a module of no target's is taken for any.
+
+    Args:
+        target: that is compiled for.
+        module: number of the module, as `edgebert.fingerprint.GpuFacts` has it; None where it is not known.
+        where: name of the device, for the message.
+
+    Raises:
+        UnavailableError: it is a module of another target's.
+    """
+    there = next((other for other in TARGETS.values() if module in other.modules), None)
+    if there is None or not target.modules or module in target.modules:
+        return
+    raise UnavailableError(
+        f"`--target {target.name}`, and `{where}` is a module of `{there.name}` ({module})",
+        expected="the board that the engine is for: engines are built on it",
+        hint=f"--target {there.name}, or --target jetson for whatever is there",
     )
 
 

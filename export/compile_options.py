@@ -22,6 +22,7 @@ _OF_ENGINES = {
     "workspace_mb": "--workspace-mb",
     "optimization_level": "--optimization-level",
     "dla_core": "--dla-core",
+    "max_batch": "--max-batch",
     "timeout_s": "--timeout",
 }
 _MAX_TIMEOUT_S = 86_400
@@ -47,6 +48,7 @@ class CompileOptions:
         workspace_mb: MiB that one layer of an engine may use while it is built; a share of the free memory if not given.
         optimization_level: how long TensorRT searches for kernels, 0 to 5.
         dla_core: build engines for this DLA core, with the GPU for what it cannot do.
+        max_batch: largest batch that engines take: 1 to 256; above 1 their kernels are chosen for it, and the batch may vary.
         timeout_s: seconds after which the build of one engine is ended.
         report: a page (.html) that shows what was measured, with the images that INT8 decides otherwise.
         weights: of INT8 on an x86 CPU: `auto` takes `7-bit` where 8 bits saturate (no VNNI or AMX), else `8-bit`.
@@ -70,6 +72,7 @@ class CompileOptions:
     workspace_mb: int | None = None
     optimization_level: int | None = None
     dla_core: int | None = None
+    max_batch: int | None = None
     timeout_s: float | None = None
     report: Path | None = None
     weights: Weights = "auto"

@@ -12,9 +12,10 @@ Imports numpy and the standard library only, and runs from the device wheel. Ten
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from edgebert import __version__
 from edgebert._files import Output, claimed, sha256_of_file, staged_together
 from edgebert._json import Fields, JsonObject
 from edgebert._progress import Progress
-from edgebert.errors import EdgebertError, RefusedError, UsageError
+from edgebert.errors import CannotWriteError, EdgebertError, RefusedError, UsageError
 from edgebert.export.engine_build import MAX_OPTIMIZATION_LEVEL, PlanRequest
 from edgebert.export.engine_cache import check_private, default_folder
 from edgebert.export.engine_process import MemoryPeak, ProgressFactory, available_bytes, run_build, total_bytes
@@ -34,6 +35,7 @@ from edgebert.runtime.tensorrt_api import Typing
 TypingChoice = Literal["strong", "weak", "auto"]
 
 _MIB = 1 << 20
+MAX_ENGINE_BATCH = 256  # each thread that asks an engine holds pinned memory for as many images: 37 MiB at 224 x 224
 # On a Jetson the workspace is taken from the computer's own memory (tensorrt_jetson.md, section 9). Above 8 GB the same share, and
 # no more than what any layer of a small classifier could use.
 _SMALL_TOTAL_BYTES = 8 << 30
@@ -94,6 +96,8 @@ class EngineOptions:
                 f"batches of `{self.min_batch}`, `{self.opt_batch}`, `{self.max_batch}`",
                 expected="1 or more, the smallest first",
             )
+        if self.max_batch > MAX_ENGINE_BATCH:
+            raise UsageError(f"batches of up to `{self.max_batch}`", expected=f"at most {MAX_ENGINE_BATCH}")
         if self.dla_core is not None and self.dla_core < 0:
             raise UsageError(f"DLA core `{self.dla_core}`", expected="0 or more")
 
@@ -307,21 +311,21 @@ def _candidate(graph: bytes, typing: Typing, options: EngineOptions, progress: P
         kept = _kept(folder, graph, typing, options)
         if kept is not None:
             return EngineCandidate(typing=typing, folder=folder, manifest=kept, is_reused=True)
-        with tempfile.TemporaryDirectory(prefix="edgebert-engine-") as scratch:
-            file = Path(scratch) / "model.onnx"
-            file.write_bytes(graph)
-            with staged_together(*(Output(path=path, force=True) for path in outputs)) as (plan, engine):
-                answer, peak = run_build(
-                    _request(typing, options),
-                    file,
-                    plan,
-                    _cache(options),
-                    what=f"build {typing}",
-                    timeout_s=options.timeout_s,
-                    progress=progress,
-                )
-                manifest = _manifest(graph, plan, typing, options, answer)
-                engine.write_bytes(manifest.to_bytes())
+        with (
+            _as_file(graph) as file,
+            staged_together(*(Output(path=path, force=True) for path in outputs)) as (plan, engine),
+        ):
+            answer, peak = run_build(
+                _request(typing, options),
+                file,
+                plan,
+                _cache(options),
+                what=f"build {typing}",
+                timeout_s=options.timeout_s,
+                progress=progress,
+            )
+            manifest = _manifest(graph, plan, typing, options, answer)
+            engine.write_bytes(manifest.to_bytes())
     return EngineCandidate(
         typing=typing,
         folder=folder,
@@ -332,6 +336,27 @@ def _candidate(graph: bytes, typing: Typing, options: EngineOptions, progress: P
         builder_flags=answer.texts("flags"),
         notes=answer.texts("notes"),
     )
+
+
+@contextlib.contextmanager
+def _as_file(graph: bytes) -> Iterator[Path]:
+    """Yield a temporary file with a graph, for the builder's process.
+
+    Raises:
+        CannotWriteError: there is no room for it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="edgebert-engine-", ignore_cleanup_errors=True)
+            file = Path(stack.enter_context(made)) / "model.onnx"
+            file.write_bytes(graph)
+        except OSError as error:
+            raise CannotWriteError(
+                f"cannot write the graph to a temporary file: {error.strerror or error}",
+                expected=f"{len(graph):,} bytes free in TMPDIR or /tmp",
+                hint="free space there, or set TMPDIR to a folder with more",
+            ) from error
+        yield file
 
 
 def _request(typing: Typing, options: EngineOptions) -> PlanRequest:

@@ -231,7 +231,8 @@ def parsed(
     raise BadDataError(
         found.what,
         expected=found.expected or "operators and types that this TensorRT imports",
-        hint=found.hint or "edgebert inspect GRAPH says which rules of TensorRT's parser it breaks",
+        hint=found.hint
+        or "another `--typing`; or export and quantize the graph again with this edgebert, which keeps to the parser's rules",
     )
 
 
@@ -332,7 +333,7 @@ def _profile(
     smallest, best, largest = ((n, *shape[1:]) for n in (request.min_batch, request.opt_batch, request.max_batch))
     try:
         profile.set_shape(image.name, smallest, best, largest)
-    except ValueError as error:  # the one call that raises
+    except (ValueError, RuntimeError) as error:  # the one call that raises: the second one in newer bindings
         raise BadDataError(
             f"TensorRT takes no batches of {request.min_batch} to {request.max_batch}: {error}"
         ) from error

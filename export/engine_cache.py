@@ -30,10 +30,10 @@ def default_folder() -> Path:
 def cache_name(gpu: GpuFacts, tensorrt: str) -> str:
     """Return the file's name, one for each device and version: kernels' times mean nothing elsewhere.
 
-    >>> cache_name(GpuFacts(name="Orin", compute_capability="8.7", multiprocessors=8, l4t="36.4.3"), "10.3.0")
-    'timing-10.3.0-Orin-8.7-8-36.4.3.cache'
+    >>> cache_name(GpuFacts(name="Orin", compute_capability="8.7", multiprocessors=8, module="p3767-0003"), "10.3.0")
+    'timing-10.3.0-Orin-8.7-8-p3767_0003-none.cache'
     """
-    parts = (tensorrt, gpu.name, gpu.compute_capability, gpu.multiprocessors, gpu.l4t or "none")
+    parts = (tensorrt, gpu.name, gpu.compute_capability, gpu.multiprocessors, gpu.module or "none", gpu.l4t or "none")
     return "timing-" + "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", str(part)) for part in parts) + ".cache"
 
 

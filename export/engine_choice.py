@@ -53,6 +53,7 @@ class EngineSettings:
         workspace_mb: most that one layer may use beside its tensors, in MiB; 0 for a share of the free memory.
         optimization_level: TensorRT's, 0 to 5.
         dla_core: build for this DLA core; None for the GPU.
+        max_batch: largest batch that an engine takes, from 1 on; kernels are chosen for it where it is more than 1.
         timeout_s: of one build.
         max_seconds: timed, at most, where there are images to time.
         keeps_times: whether the times of kernels stay in the user's own folder for the next build.
@@ -63,6 +64,7 @@ class EngineSettings:
     workspace_mb: int = 0
     optimization_level: int = 3
     dla_core: int | None = None
+    max_batch: int = 1
     timeout_s: float = 7200.0
     max_seconds: float = 20.0
     keeps_times: bool = True
@@ -83,6 +85,7 @@ class EngineSettings:
             workspace_mb=self.workspace_mb,
             optimization_level=self.optimization_level,
             dla_core=self.dla_core,
+            max_batch=self.max_batch,
             timing_cache="private" if self.keeps_times else folder / "times",
             timeout_s=self.timeout_s,
         )
@@ -228,7 +231,8 @@ def _asked(
 ) -> tuple[dict[Typing, Runner], dict[Typing, float], EngineReport]:
     """Open what was built and ask it of every image; what fails at that is told as a failure, and at least one is left.
 
-    The second part is the share of images that each engine decides as expected; one that answers no finite number decides none.
+    The second part is the share of images that each engine decides as expected. One that answers no finite number has failed,
+    however fast it is.
     """
     runners: dict[Typing, Runner] = {}
     accuracies: dict[Typing, float] = {}
@@ -241,17 +245,27 @@ def _asked(
                 runner = open_runner(_BACKEND, source, RunnerOptions(device=_DEVICE))
                 stack.callback(runner.close)
                 logits = answers_of(runner, trial.tensors)
+                _check_finite(logits)
             except EdgebertError as error:
                 errors.append(error)
                 candidates.append(replace(candidate, manifest=None, folder=None, failure=str(error)))
                 continue
-            right = exact_match(trial.expected, decisions(logits, trial.thresholds))
-            accuracies[candidate.typing] = float(right) if np.isfinite(logits).all() else 0.0
+            accuracies[candidate.typing] = float(exact_match(trial.expected, decisions(logits, trial.thresholds)))
             runners[candidate.typing] = runner
         candidates.append(candidate)
     if not runners:
         raise errors[0]
     return runners, accuracies, EngineReport(candidates=tuple(candidates))
+
+
+def _check_finite(logits: NDArray[np.float32]) -> None:
+    wrong = len(logits) - int(np.isfinite(logits).all(axis=1).sum())
+    if wrong:
+        raise EdgebertError(
+            f"the engine answers {wrong} of {len(logits)} images with numbers that are not finite",
+            expected="finite logits of every image: FP16 holds nothing beyond 65504",
+            hint="another `--typing`, or a graph of smaller values",
+        )
 
 
 def _tried(candidate: EngineCandidate, measured: MeasuredEngine | None, queries: int) -> TriedEngine:

@@ -29,6 +29,7 @@ class EngineAsked:
         workspace_mb: most that one layer may use beside its tensors, in MiB; 0 for a share of the free memory.
         optimization_level: TensorRT's, 0 to 5.
         dla_core: build for this DLA core; None for the GPU.
+        max_batch: largest batch that an engine takes, from 1 on.
         timeout_s: of one build.
         max_seconds: timed, at most.
         trial: the images that typings are measured on; None where time alone counts, as in `edgebert size`.
@@ -38,6 +39,7 @@ class EngineAsked:
     workspace_mb: int = 0
     optimization_level: int = 3
     dla_core: int | None = None
+    max_batch: int = 1
     timeout_s: float = 7200.0
     max_seconds: float = 20.0
     trial: Trial | None = None
@@ -54,6 +56,7 @@ class EngineAsked:
             workspace_mb=self.workspace_mb,
             optimization_level=self.optimization_level,
             dla_core=self.dla_core,
+            max_batch=self.max_batch,
             timeout_s=self.timeout_s,
             max_seconds=self.max_seconds,
         )
@@ -114,7 +117,7 @@ def _wrong(
         ("of another graph", manifest.graph_sha256, None if graph is None else hashlib.sha256(graph).hexdigest()),
         ("of another precision", manifest.precision, settings.precision),
         ("built with other flags", manifest.flags, settings.options(Path()).flags(typing)),
-        ("for other batches", (manifest.min_batch, manifest.max_batch), (1, 1)),
+        ("for other batches", (manifest.min_batch, manifest.max_batch), (1, settings.max_batch)),
         ("for another system", (fingerprint.os, fingerprint.machine), ("linux", machine)),
         ("for another TensorRT than it names", fingerprint.backend_version, f"== {version}"),
         ("with conditions that nobody knows", dict(fingerprint.unknown), {}),

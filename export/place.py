@@ -17,12 +17,12 @@ from edgebert.bench.rounds import TIMED_IMAGES, Times, answers_of, timed_rounds
 from edgebert.errors import UnavailableError
 from edgebert.export.forms import HERE as BUILDER_HERE
 from edgebert.export.forms import Builder, CompiledForm, machine_of
-from edgebert.fingerprint import machine
+from edgebert.fingerprint import computer_facts, machine
 from edgebert.runtime import instructions
 from edgebert.runtime.classifier import Classifier
 from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, check_device, open_runner
-from edgebert.target import Target
+from edgebert.target import Target, check_module
 
 _log = logging.getLogger("edgebert")
 
@@ -122,6 +122,8 @@ class _Here:
 
     def check(self, target: Target) -> None:
         check_device(target.backend, target.device)
+        if target.form == "engine":
+            check_module(target, computer_facts(target.backend, with_gpu=True).gpu.module, "this computer")
         if machine_of(target) != machine():
             raise UnavailableError(
                 f"`{target.name}` needs an {machine_of(target)} processor, and this computer has {machine()}",

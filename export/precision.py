@@ -48,6 +48,7 @@ from edgebert.target import Target, beside_of
 _log = logging.getLogger("edgebert")
 
 _MAX_NOTE = 500
+_LEAST_SECONDS = 0.1  # where answers alone are wanted
 _ROUNDING = 1e-9  # so that 0.5 points are 0.5 points in binary, too
 # Errors that say nothing of whether a graph can be built.
 _NOT_OF_THE_GRAPH = (LinkLostError, LockedError, RefusedError, UnavailableError, UsageError)
@@ -185,7 +186,7 @@ def _measured(
     except EdgebertError as error:
         if options.precision == "int8" or not options.takes_engine or isinstance(error, _NOT_OF_THE_GRAPH):
             raise
-        return _without_int8(floats, fp32, error)
+        return _without_int8(given, floats, fp32, targets, place, examples, error)
     verdict = verdict_from_forms(
         fp32,
         int8,
@@ -203,13 +204,19 @@ def _measured(
     if given.card.confidence is None or logits is None:
         return Chosen(graph=floats, forms=fp32.forms, verdict=verdict, beside=beside)
     floats = _confident(floats, given.card.confidence, examples, logits)
-    forms = {  # an engine holds nothing of a card: it is the same, and takes minutes to build
+    return Chosen(graph=floats, forms=_with_card(floats, fp32, targets, place), verdict=verdict, beside=beside)
+
+
+def _with_card(
+    floats: SourceGraph, fp32: Contender, targets: Sequence[Target], place: Place
+) -> dict[str, CompiledForm]:
+    """Return the forms of a float graph whose card was changed; an engine holds nothing of it, and takes minutes to build."""
+    return {
         target.name: fp32.forms[target.name]
         if target.form == "engine"
         else form_from_graph(floats.portable, target, place.builder)
         for target in targets
     }
-    return Chosen(graph=floats, forms=forms, verdict=verdict, beside=beside)
 
 
 def _asked(options: CompileOptions) -> Asked:
@@ -217,12 +224,26 @@ def _asked(options: CompileOptions) -> Asked:
     return options.precision
 
 
-def _without_int8(floats: SourceGraph, fp32: Contender, error: EdgebertError) -> Chosen:
+def _without_int8(
+    given: SourceGraph,
+    floats: SourceGraph,
+    fp32: Contender,
+    targets: Sequence[Target],
+    place: Place,
+    examples: Sequence[Example],
+    error: EdgebertError,
+) -> Chosen:
     """Return the float graph where no engine can be built of the INT8 one, and say so in every form."""
     _log.warning("INT8 cannot be compiled, so that the float graph ships unmeasured: %s", error.what)
+    forms: Mapping[str, CompiledForm] = fp32.forms
+    if given.card.confidence is not None:
+        images = np.stack([load_image(example.load(), given.card.preprocessing) for example in examples])
+        first = fp32.forms[targets[0].name]
+        (logits,) = place.compared([first], floats.spec, images, max_seconds=_LEAST_SECONDS).rows
+        floats = _confident(floats, given.card.confidence, examples, logits)
+        forms = _with_card(floats, fp32, targets, place)
     note = f"INT8 could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
-    forms = {name: replace(form, notes=(*form.notes, note)) for name, form in fp32.forms.items()}
-    return Chosen(graph=floats, forms=forms)
+    return Chosen(graph=floats, forms={name: replace(form, notes=(*form.notes, note)) for name, form in forms.items()})
 
 
 def _beside(

@@ -24,7 +24,15 @@ from edgebert.fingerprint import (
     misfits,
 )
 
-ORIN = GpuFacts(name="Orin", compute_capability="8.7", multiprocessors=8, driver="540.4.0", cuda="12.6", l4t="36.4.3")
+ORIN = GpuFacts(
+    name="Orin",
+    compute_capability="8.7",
+    multiprocessors=8,
+    module="p3767-0003",
+    driver="540.4.0",
+    cuda="12.6",
+    l4t="36.4.3",
+)
 JETSON = ComputerFacts(
     os="linux",
     machine="aarch64",
@@ -41,6 +49,7 @@ FITTING: dict[str, Any] = {
     "gpu": "Orin",
     "compute_capability": "8.7",
     "multiprocessors": 8,
+    "module": "p3767-0003",
     "driver": ">= 540.3",
     "cuda": ">= 12.6",
     "l4t": "== 36.4.3",
@@ -80,6 +89,7 @@ def test_no_condition_fits_everything() -> None:
         ("gpu", "NVIDIA Thor", "made for the GPU NVIDIA Thor, here is Orin"),
         ("compute_capability", "11.0", "made for compute capability 11.0, here is 8.7"),
         ("multiprocessors", 16, "made for a GPU with this many multiprocessors: 16, here is 8"),
+        ("module", "p3767-0000", "made for the module p3767-0000, here is p3767-0003"),
         ("driver", "== 540.3.0", "made with NVIDIA's driver 540.3.0, here is 540.4.0"),
         ("cuda", ">= 13.0", "needs CUDA 13.0 or newer, here is 12.6"),
         ("l4t", "== 36.4.7", "made with L4T 36.4.7, here is 36.4.3"),
@@ -91,7 +101,7 @@ def test_each_condition_alone_refuses_and_names_both(name: str, value: object, r
     assert misfits(_read({**FITTING, name: value}), JETSON) == (reason,)
 
 
-@pytest.mark.parametrize("name", ["gpu", "compute_capability", "multiprocessors", "driver", "cuda", "l4t"])
+@pytest.mark.parametrize("name", ["gpu", "compute_capability", "multiprocessors", "module", "driver", "cuda", "l4t"])
 def test_what_the_computer_does_not_tell_does_not_fit(name: str) -> None:
     (reason,) = misfits(_read({name: FITTING[name]}), replace(JETSON, gpu=GpuFacts()))
     assert "here is none" in reason or "none is installed here" in reason
@@ -225,7 +235,7 @@ def test_gpu_facts_of_a_jetson_without_cuda(tmp_path: Path) -> None:
         "proc/device-tree/compatible": b"nvidia,p3767-0005\0nvidia,tegra234\0",
     }
     assert gpu_facts(_tree(tmp_path, files), NO_LIBRARY) == GpuFacts(
-        compute_capability="8.7", driver="540.4.0", l4t="36.4.3"
+        compute_capability="8.7", module="p3767-0005", driver="540.4.0", l4t="36.4.3"
     )
 
 
@@ -241,6 +251,24 @@ def test_gpu_facts_of_a_jetson_without_cuda(tmp_path: Path) -> None:
 )
 def test_gpu_facts_of_single_files(tmp_path: Path, name: str, content: str, expected: GpuFacts) -> None:
     assert gpu_facts(_tree(tmp_path, {name: content.encode()}), NO_LIBRARY) == expected
+
+
+@pytest.mark.parametrize(
+    ("compatible", "module"),
+    [
+        ("nvidia,p3767-0005\0nvidia,tegra234\0", "p3767-0005"),
+        ("nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0", "p3767-0005"),
+        ("nvidia,p3737-0000+p3701-0000\0nvidia,tegra234\0", "p3701-0000"),
+        ("nvidia,p3768-0000+p3767-0000\0nvidia,tegra234\0", "p3767-0000"),
+        ("nvidia,tegra234\0", None),
+        ("acme,p1234-0000\0", None),
+    ],
+)
+def test_gpu_facts_name_the_module_and_not_its_carrier_board(
+    tmp_path: Path, compatible: str, module: str | None
+) -> None:
+    tree = _tree(tmp_path, {"proc/device-tree/compatible": compatible.encode()})
+    assert gpu_facts(tree, NO_LIBRARY).module == module
 
 
 def test_gpu_facts_of_a_computer_without_one(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from edgebert.remote.transport import Transport
 from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.runner import InputSpec
 from edgebert.runtime.tensorrt_api import Typing
-from edgebert.target import Target
+from edgebert.target import Target, check_module
 
 _log = logging.getLogger("edgebert")
 
@@ -92,7 +92,9 @@ class DevicePlace(Place):
 
     def check(self, target: Target) -> None:
         """Return only where a target can be compiled for and run there."""
-        self._builder.ask(target.backend, target.device)
+        reply = self._builder.ask(target.backend, target.device)
+        if target.form == "engine":
+            check_module(target, self._builder.module(reply), self._session.name)
         if target.form == "ir" and self._builder.machine != "x86_64":
             raise UnavailableError(
                 f"`{target.name}` needs an x86_64 processor, and `{self._session.name}` has {self._builder.machine}",
@@ -184,6 +186,13 @@ class _DeviceBuilder:
             request: JsonObject = {"backend": backend, "device": device, "builder": None}
             self._known[key] = self._session.ask("form", request, timeout_s=_SECONDS)
         return self._known[key]
+
+    def module(self, reply: Reply) -> str | None:
+        """Return the number of the Jetson's module, as the device says."""
+        try:
+            return reply.fields.text("module") or None
+        except BadDataError as error:
+            raise RefusedError(printable(error.what), expected=plain_text(error.expected)) from error
 
     def int8(self, backend: str) -> Int8Instructions:
         reply = next((known for key, known in self._known.items() if key.startswith(f"{backend} ")), None)

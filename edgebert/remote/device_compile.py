@@ -19,7 +19,7 @@ from edgebert._json import Fields, JsonObject
 from edgebert.bench.codec import to_json
 from edgebert.errors import BadDataError, UsageError
 from edgebert.extras import installed_version
-from edgebert.fingerprint import machine
+from edgebert.fingerprint import gpu_facts, machine
 from edgebert.runtime.classifier import Classifier
 from edgebert.runtime.instructions import int8_instructions
 from edgebert.runtime.openvino_conversion import ir_of_model
@@ -36,7 +36,8 @@ _Answer = tuple[JsonObject, Mapping[str, bytes]]
 def form(_link: Link, store: Store, request: Frame) -> _Answer:
     """Say whether a backend and its device are here, and build the form where one is to be built.
 
-    The answer holds the device's `machine`, the `version` of the backend, and `int8`: what it multiplies int8 with.
+    The answer holds the device's `machine`, the `version` of the backend, `int8`: what it multiplies int8 with, and for TensorRT
+    the number of the Jetson's `module`, empty where it is not known.
     """
     fields = request.fields
     backend, device = fields.text("backend"), fields.text("device")
@@ -49,6 +50,7 @@ def form(_link: Link, store: Store, request: Frame) -> _Answer:
     return {
         "machine": machine(),
         "version": installed_version(backend) or "",
+        "module": (gpu_facts().module or "") if backend == "tensorrt" else "",
         "int8": to_json(int8_instructions(backend)),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in built.items()},
     }, built

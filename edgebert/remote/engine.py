@@ -40,7 +40,7 @@ _TENSOR_BYTES = 8 << 20
 _MEASURE_SECONDS = 1800.0  # answers to all images, beside what is timed
 _MOST_ROUNDS = 100
 _MOST_TEXT = 100
-_MOST_TRIED = 2
+_MOST_FIGURE = 1e9  # of milliseconds, seconds, MiB: what is told stays readable
 _MOST_NOTES = 20
 
 
@@ -85,7 +85,7 @@ def engine_on(
         session.name,
         lambda: from_json(EngineAccount, reply.fields.fields("account").value, what="what is told of the engine"),
     )
-    return ChosenEngine(files=reply.blobs, account=_plain_account(session.name, account, graphs))
+    return ChosenEngine(files=reply.blobs, account=_plain_account(session.name, account, graphs, trial.floor))
 
 
 def compared_on(
@@ -194,21 +194,33 @@ def _spec(spec: InputSpec) -> JsonObject:
     return {"height": spec.height, "width": spec.width, "classes": spec.classes}
 
 
-def _plain_account(name: str, account: EngineAccount, graphs: Mapping[Typing, bytes]) -> EngineAccount:
+def _plain_account(name: str, account: EngineAccount, graphs: Mapping[Typing, bytes], floor: float) -> EngineAccount:
     """Return what a device tells of a build, its texts on one line each.
 
     Raises:
-        RefusedError: it tells of what was not asked for, or too much.
+        RefusedError: it tells of what was not asked for, not of all that was, too much, or what cannot be.
     """
     typings = [tried.typing for tried in account.tried]
-    known = set(typings) <= set(graphs) and account.typing in typings
-    if not known or len(typings) > _MOST_TRIED or len(set(typings)) < len(typings):
-        raise RefusedError(f"`{name}` tells of engines that were not asked for", expected=", ".join(graphs))
+    if sorted(typings) != sorted(graphs) or account.typing not in typings:
+        raise RefusedError(f"`{name}` tells of other engines than were asked for", expected=", ".join(graphs))
+    ships = next(tried for tried in account.tried if tried.typing == account.typing)
+    if ships.failure or ships.accuracy is None or ships.latency_ms is None or ships.accuracy < floor:
+        raise RefusedError(
+            f"`{name}` answers with an engine that failed, was not measured, or loses accuracy",
+            expected=f"one that was measured, with an accuracy of {floor:.2%} or more",
+        )
+    if not all(map(_can_be, account.tried)):
+        raise RefusedError(f"`{name}` tells figures of an engine that cannot be", expected="shares, times and sizes")
     if any(max(len(tried.notes), len(tried.builder_flags)) > _MOST_NOTES for tried in account.tried):
         raise RefusedError(f"`{name}` tells more of an engine than can be taken", expected=f"{_MOST_NOTES} notes")
     return EngineAccount(
         typing=account.typing, reason=_plain(account.reason), tried=tuple(map(_plain_tried, account.tried))
     )
+
+
+def _can_be(tried: TriedEngine) -> bool:
+    figures = (tried.latency_ms, tried.queries, tried.seconds, tried.resident_mib, tried.least_available_mib)
+    return 0 <= (tried.accuracy or 0) <= 1 and all(0 <= (figure or 0) <= _MOST_FIGURE for figure in figures)
 
 
 def _plain_tried(tried: TriedEngine) -> TriedEngine:

@@ -151,6 +151,7 @@ def engine_fingerprint(gpu: GpuFacts, *, tensorrt: str, machine: str) -> Fingerp
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         multiprocessors=gpu.multiprocessors,
+        module=gpu.module,
         cuda=None if gpu.cuda is None else f"== {gpu.cuda}",
         l4t=None if gpu.l4t is None else f"== {gpu.l4t}",
     )

@@ -12,7 +12,7 @@ import os
 import sys
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from edgebert.errors import ClosedError
 from edgebert.runtime.runner import check_process
@@ -32,7 +32,7 @@ class NativeModel:
         preferred_batch: images in one call above which none gets its answer sooner; see `Runner.preferred_batch`.
     """
 
-    preferred_batch: ClassVar[int] = 8
+    preferred_batch: int = 8
 
     def __init__(self, *native: object) -> None:
         self._opened_in = os.getpid()

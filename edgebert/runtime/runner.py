@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,7 @@ class Runner(Protocol):
             batches as large. 1 where a model runs its images one by one.
     """
 
-    preferred_batch: ClassVar[int]
+    preferred_batch: int
     input_spec: InputSpec
 
     @classmethod

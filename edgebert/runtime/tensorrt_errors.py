@@ -85,7 +85,7 @@ KNOWN: tuple[Known, ...] = (
         hint=FREE_MEMORY,
     ),
     _known(
-        r"Cuda Runtime \(out of memory\)|GPU memory \(\d+ bytes\) could not be allocated"
+        r"Cuda Runtime \(out of memory\)|Error Code 2: OutOfMemory|GPU memory \(\d+ bytes\) could not be allocated"
         r"|Device memory is insufficient to use tactic|^Killed$",
         MemoryExhaustedError,
         "memory ran out",

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,6 @@ _DTYPES = {"UINT8": np.dtype(np.uint8), "FLOAT": np.dtype(np.float32)}
 class TensorRtRunner(NativeModel):
     """Runs `engine.plan`, which `engine.json` describes, in TensorRT."""
 
-    preferred_batch: ClassVar[int] = 1
     input_spec: InputSpec
 
     def __init__(self, engine: _Engine, spec: InputSpec) -> None:
@@ -58,6 +57,7 @@ class TensorRtRunner(NativeModel):
         self._live = 0  # requests that exist, in use or not
         super().__init__(engine, self._idle)
         self.input_spec = spec
+        self.preferred_batch = engine.max_batch
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
@@ -183,8 +183,7 @@ class TensorRtRunner(NativeModel):
         try:
             return _Request(engine, self.input_spec)
         except BaseException:
-            with self._lock:
-                self._live -= 1
+            self._forget(engine)
             raise
 
     def _give_back(self, request: _Request) -> None:
@@ -196,11 +195,15 @@ class TensorRtRunner(NativeModel):
 
     def _drop(self, request: _Request) -> None:
         request.close()
+        self._forget(request.engine)
+
+    def _forget(self, engine: _Engine) -> None:
+        """Count one request less; the last one of a closed runner frees the engine."""
         with self._lock:
             self._live -= 1
             last = self._live == 0 and not self._native
         if last:
-            request.engine.release()
+            engine.release()
 
 
 class _Engine:
@@ -248,8 +251,10 @@ class _Engine:
         return context
 
     def failed(self, doing: str) -> NoReturn:
-        """Raise what TensorRT said last."""
-        raise error_from_texts(self._logger.collected.errors(), doing=doing)
+        """Raise what TensorRT said since the last failure: what it said of that one is no reason for this one."""
+        texts = self._logger.collected.errors()
+        self._logger.collected.lines.clear()
+        raise error_from_texts(texts, doing=doing)
 
     def release(self) -> None:
         """Destroy the engine, and then the runtime that it came from."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -203,6 +204,27 @@ def test_a_builder_ends_with_its_parent(device: Device, toy: Any, tmp_path: Path
     parent.kill()
     parent.wait()
     _until(lambda: not Path(f"/proc/{child}").exists() or _state(child) == "Z")
+
+
+def test_ctrl_c_ends_the_builder_and_leaves_nothing(device: Device, toy: Any, tmp_path: Path) -> None:
+    device(dies="SIGSTOP")
+    (tmp_path / "model.onnx").write_bytes(toy.graph())
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom edgebert.export.engine import EngineOptions, build_engine\n"
+        "folder = Path(sys.argv[1])\n"
+        "build_engine((folder / 'model.onnx').read_bytes(), EngineOptions(folder=folder / 'e', typing='strong', precision='fp16'))\n"
+    )
+    python_path = os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
+    environment = {**os.environ, "PYTHONPATH": python_path, "TMPDIR": str(tmp_path / "tmp")}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+    child = _until(lambda: _stopped_child(parent.pid))
+    parent.send_signal(signal.SIGINT)
+    _, said = parent.communicate(timeout=60)
+    assert said.strip().endswith(b"KeyboardInterrupt")
+    assert not Path(f"/proc/{child}").exists()
+    left = [path for path in (tmp_path / "e", tmp_path / "tmp") for path in path.rglob("*") if path.is_file()]
+    assert [path for path in left if "locks" not in path.parent.name] == []
 
 
 def _stopped_child(parent: int) -> int:

@@ -215,6 +215,13 @@ def test_what_the_parser_refuses_names_the_node(jetson: Jetson, graph: Path, tmp
     assert "zero points that are all 0" in str(caught.value.expected)
 
 
+def test_what_the_parser_refuses_has_a_hint_that_compile_knows(jetson: Jetson, graph: Path, tmp_path: Path) -> None:
+    graph.write_bytes(b"no graph")
+    with pytest.raises(BadDataError) as caught:
+        build(jetson, graph, tmp_path)
+    assert str(caught.value.hint).startswith("another `--typing`")
+
+
 def test_bytes_that_are_no_graph_are_bad_data(jetson: Jetson, graph: Path, tmp_path: Path) -> None:
     graph.write_bytes(b"no graph")
     with pytest.raises(BadDataError, match="Failed to parse the ONNX model"):

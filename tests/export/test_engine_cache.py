@@ -14,7 +14,7 @@ from edgebert.export import engine_cache
 from edgebert.export.engine_cache import TimingCache, cache_name, check_private, default_folder
 from edgebert.fingerprint import GpuFacts
 
-ORIN = GpuFacts(name="Orin", compute_capability="8.7", multiprocessors=8, l4t="36.4.3")
+ORIN = GpuFacts(name="Orin", compute_capability="8.7", multiprocessors=8, module="p3767-0003", l4t="36.4.3")
 
 
 @pytest.fixture
@@ -38,7 +38,13 @@ def test_folder_and_file_are_the_users_alone(cache: TimingCache) -> None:
 
 @pytest.mark.parametrize(
     ("change", "tensorrt"),
-    [({"multiprocessors": 16}, "10.3.0"), ({"l4t": "36.5.0"}, "10.3.0"), ({"name": "Thor"}, "10.3.0"), ({}, "10.7.0")],
+    [
+        ({"multiprocessors": 16}, "10.3.0"),
+        ({"module": "p3767-0000"}, "10.3.0"),  # an Orin NX, else alike
+        ({"l4t": "36.5.0"}, "10.3.0"),
+        ({"name": "Thor"}, "10.3.0"),
+        ({}, "10.7.0"),
+    ],
 )
 def test_every_device_and_version_has_a_file_of_its_own(change: dict[str, object], tensorrt: str) -> None:
     assert cache_name(replace(ORIN, **change), tensorrt) != cache_name(ORIN, "10.3.0")  # type: ignore[arg-type]

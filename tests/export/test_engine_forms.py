@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgebert import Classifier
 from edgebert.bundle import read_bundle
 from edgebert.errors import (
     BadDataError,
+    CannotWriteError,
     EdgebertError,
     MemoryExhaustedError,
     RefusedError,
@@ -93,8 +95,8 @@ def test_compile_makes_an_engine_that_answers_as_the_graph(
     assert form.fingerprint == manifest_of(tmp_path).fingerprint
     assert form.fingerprint is not None
     assert form.fingerprint.to_text() == (
-        "os linux, machine aarch64, backend_version == 10.3.0, gpu Orin, compute_capability 8.7, cuda == 12.6, l4t == 36.4.3, "
-        "multiprocessors 8"
+        "os linux, machine aarch64, backend_version == 10.3.0, gpu Orin, compute_capability 8.7, module p3767-0003, cuda == 12.6, "
+        "l4t == 36.4.3, multiprocessors 8"
     )
     assert form.versions["tensorrt"] == "10.3.0"
     assert set(bundle.manifest.canaries[0].logits) >= {"onnxruntime", "tensorrt:GPU"}
@@ -150,6 +152,23 @@ def test_compile_writes_nothing_where_no_typing_can_be_built(board: Jetson, grap
     board.script.build_errors = {"weak": ("one thing",), "strong": ("another",)}
     with pytest.raises(EdgebertError, match=r"no engine could be built: weak: .*one thing.*; strong: .*another"):
         compiled(graph, tmp_path)
+    assert not (tmp_path / "toy.edgebert").exists()
+
+
+def test_a_full_folder_for_temporary_files_is_said(
+    board: Jetson, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "model.onnx":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CannotWriteError, match="No space left on device") as caught:
+        compiled(graph, tmp_path, typing="strong")
+    assert "TMPDIR" in str(caught.value.hint)
     assert not (tmp_path / "toy.edgebert").exists()
 
 
@@ -238,6 +257,50 @@ def test_options_reach_the_builder(board: Jetson, graph: Path, tmp_path: Path) -
     assert "dla_core=1" in manifest_of(tmp_path).flags
 
 
+def test_max_batch_reaches_the_builder_the_manifest_and_the_runtime(
+    board: Jetson, graph: Path, toy: Any, tmp_path: Path
+) -> None:
+    report = compiled(graph, tmp_path, typing="strong", max_batch=4)
+    (shapes,) = board.script.of("IOptimizationProfile.set_shape")
+    assert [shape[0] for shape in shapes.args[1:]] == [1, 4, 4]
+    manifest = manifest_of(tmp_path)
+    assert (manifest.min_batch, manifest.max_batch) == (1, 4)
+    assert "batch=1,4,4" in manifest.flags
+    images = toy.images(6)
+    board.script.calls.clear()
+    with Classifier(report.path, target="jetson") as classifier:
+        board.script.calls.clear()
+        answers = classifier.predict_batch(list(images))
+    assert [answer.index for answer in answers] == toy.logits(images).argmax(axis=1).tolist()
+    assert len(board.script.of("IExecutionContext.execute_async_v3")) == 2
+
+
+def test_engines_take_one_image_by_themselves(board: Jetson, graph: Path, tmp_path: Path) -> None:
+    compiled(graph, tmp_path, typing="strong")
+    (shapes,) = board.script.of("IOptimizationProfile.set_shape")
+    assert [shape[0] for shape in shapes.args[1:]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-nx", "jetson-agx-thor"])
+def test_compile_refuses_to_call_an_engine_after_another_board(
+    board: Jetson, graph: Path, tmp_path: Path, target: str
+) -> None:
+    with pytest.raises(UnavailableError, match=rf"`--target {target}`, and .* `jetson-orin-nano` \(p3767-0003\)"):
+        compiled(graph, tmp_path, targets=(target,))
+    assert not (tmp_path / "toy.edgebert").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "module"),
+    [("jetson-orin-nano", "p3767-0003"), ("jetson-orin-nano", "p9999-0001"), ("jetson-agx-orin", None)],
+)
+def test_compile_takes_the_board_that_is_there_and_one_that_nobody_knows(
+    board: Jetson, graph: Path, tmp_path: Path, target: str, module: str | None
+) -> None:
+    board.facts = replace(board.facts, module=module)
+    assert compiled(graph, tmp_path, targets=(target,), typing="strong").verified == (target,)
+
+
 def test_timeout_reaches_the_builder(
     board: Jetson, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +323,7 @@ def test_timeout_reaches_the_builder(
         ({"workspace_mb": 0}, "--workspace-mb"),
         ({"optimization_level": 3}, "--optimization-level"),
         ({"dla_core": 0}, "--dla-core"),
+        ({"max_batch": 1}, "--max-batch"),
         ({"timeout_s": 7200.0}, "--timeout"),
         ({"keep_both": True}, "--keep-both"),
     ],
@@ -275,6 +339,8 @@ def test_options_of_engines_are_refused_where_no_target_takes_one(changes: dict[
         ({"workspace_mb": -1}, "workspace of `-1` MiB"),
         ({"optimization_level": 6}, "optimization level `6`"),
         ({"dla_core": -1}, "DLA core `-1`"),
+        ({"max_batch": 0}, "batches of `1`, `0`, `0`"),
+        ({"max_batch": 257}, "batches of up to `257`"),
         ({"timeout_s": 0.0}, "timeout is `0.0` seconds"),
         ({"targets": ("jetson-fp16",)}, "may hold beside `jetson`"),
     ],
@@ -287,6 +353,26 @@ def test_options_of_engines_are_refused_out_of_their_range(changes: dict[str, An
 def test_an_engine_without_images_is_chosen_by_its_time(board: Jetson, graph: Path, takes: Callable[..., None]) -> None:
     takes(3.0, 1.0)
     assert form_from_graph(graph.read_bytes(), JETSON).label == "strong-fp16"
+
+
+def test_an_engine_that_answers_no_number_does_not_ship_for_its_speed(
+    board: Jetson, graph: Path, takes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = strong_graph
+
+    def overflowing(model: onnx.ModelProto, **given: Any) -> onnx.ModelProto:
+        made = real(model, **given)
+        for tensor in made.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.ndim == 2:
+                tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, np.nan), tensor.name))
+        return made
+
+    monkeypatch.setattr(engine_graphs, "strong_graph", overflowing)
+    takes(3.0)
+    form = form_from_graph(graph.read_bytes(), JETSON)
+    assert form.label == "weak-fp16"
+    assert any(note.startswith("strong was not built: ") and "finite" in note for note in form.notes)
 
 
 # The graphs
@@ -423,6 +509,7 @@ def run(*arguments: str) -> Any:
         ("--workspace-mb", "256"),
         ("--optimization-level", "2"),
         ("--dla-core", "0"),
+        ("--max-batch", "8"),
         ("--timeout", "60"),
         ("--keep-both",),
     ],

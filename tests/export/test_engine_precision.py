@@ -18,6 +18,7 @@ from edgebert import Classifier
 from edgebert.bench.arms import arms_from_paths
 from edgebert.bench.loading import LoadRequest, load_arm
 from edgebert.bundle import read_bundle
+from edgebert.confidence import Confidence
 from edgebert.data import Example
 from edgebert.errors import EdgebertError, MemoryExhaustedError, UsageError
 from edgebert.export import compile as compile_module
@@ -186,6 +187,31 @@ def test_fp16_ships_where_no_int8_engine_can_be_built_and_that_is_said(
     assert any("INT8 could not be compiled: no engine could be built" in note for note in report.forms[0].notes)
     with pytest.raises(MemoryExhaustedError):
         compiled(pair, tmp_path, precision="int8", force=True)
+
+
+def test_fp16_that_ships_for_want_of_an_int8_engine_abstains_as_int8_would(
+    board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = parse_graph(pair[1].read_bytes())
+    confidence = Confidence(temperature=3.0, ece_before=0.1, ece_after=0.1, images=300)
+    asked = tmp_path / "confident.onnx"
+    asked.write_bytes(
+        bytes_of_model(
+            with_metadata(model, replace(card_of_model(model), confidence=confidence), examples_of_model(model))
+        )
+    )
+    real = form_from_graph
+
+    def fails(graph: bytes, *rest: Any) -> Any:
+        if b"DequantizeLinear" in graph:
+            raise MemoryExhaustedError("no engine could be built: memory ran out")
+        return real(graph, *rest)
+
+    monkeypatch.setattr(precision_module, "form_from_graph", fails)
+    found = read_bundle(compiled((pair[0], asked), tmp_path).path).manifest.card.confidence
+    assert found is not None
+    assert found.temperature != confidence.temperature  # fitted to the float engine's answers
+    assert found.images > 100
 
 
 def test_data_alone_measure_the_typings_of_the_graph_that_was_given(

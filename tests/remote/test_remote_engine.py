@@ -21,6 +21,7 @@ pytest.importorskip("onnxruntime")
 from edgebert.bundle import read_bundle
 from edgebert.errors import EdgebertError, RefusedError
 from edgebert.export.compile import CompileOptions
+from edgebert.export.engine import TypingChoice
 from edgebert.export.engine_choice import noise_trial
 from edgebert.export.engine_form import EngineAsked
 from edgebert.export.forms import form_from_graph
@@ -30,6 +31,7 @@ from edgebert.remote.engine import compared_on, engine_on
 from edgebert.remote.session import DeviceSession
 from edgebert.remote.transport import LocalPipe
 from edgebert.runtime.engine_manifest import ENGINE_FILE, EngineManifest
+from edgebert.runtime.tensorrt_api import Typing
 from edgebert.target import resolve_target
 from tests.export.test_engine import _DRIVER
 from tests.remote.test_remote_hostile import DEVICE
@@ -124,6 +126,12 @@ def test_bundle_on_keeps_the_times_of_kernels_where_it_is_asked_to(board: Board,
     assert [path.name.partition("-")[0] for path in kept.iterdir()] == ["timing"]
 
 
+def test_bundle_on_builds_for_several_images_where_it_is_asked_to(board: Board, graph: Path, tmp_path: Path) -> None:
+    made = made_on(board(), graph, tmp_path, typing="strong", max_batch=4)
+    manifest = EngineManifest.from_bytes(read_bundle(made.path).files[f"forms/jetson/{ENGINE_FILE}"])
+    assert (manifest.min_batch, manifest.max_batch) == (1, 4)
+
+
 def test_bundle_on_survives_a_typing_that_the_device_cannot_build(board: Board, graph: Path, tmp_path: Path) -> None:
     made = made_on(board(build_errors={"weak": ["a fault of the weak one"]}), graph, tmp_path)
     notes = made.forms[0].notes
@@ -182,10 +190,13 @@ LEAVE = "\nr = until('bye'); frame('answer', r['number'])"
 PROGRESS = "what='build strong', done=50, total=100, note='x'"
 
 
-def ask_engine(device: LocalPipe, toy: Toy) -> Any:
-    settings = EngineAsked().settings("strong", "fp16")
+def ask_engine(device: LocalPipe, toy: Toy, typing: TypingChoice = "strong") -> Any:
+    settings = EngineAsked().settings(typing, "fp16")
+    graphs: dict[Typing, bytes] = {"strong": toy.graph()}
+    if typing == "auto":
+        graphs["weak"] = toy.graph()
     with DeviceSession(device) as session:
-        return engine_on(session, {"strong": toy.graph()}, settings, noise_trial(toy.spec), keep=False)
+        return engine_on(session, graphs, settings, noise_trial(toy.spec), keep=False)
 
 
 def test_the_honest_engine_that_the_lies_vary_is_taken(lying: Callable[[str], LocalPipe], toy: Toy) -> None:
@@ -203,6 +214,11 @@ def test_the_honest_engine_that_the_lies_vary_is_taken(lying: Callable[[str], Lo
         "frame('answer', n, account={**account, 'typing': 'loose'})",
         "frame('answer', n, account={**account, 'tried': []})",
         "frame('answer', n, account={**account, 'tried': [tried] * 50})",
+        "frame('answer', n, account={**account, 'tried': [{**tried, 'failure': 'it failed'}]})",
+        "frame('answer', n, account={**account, 'tried': [{**tried, 'accuracy': None}]})",
+        "frame('answer', n, account={**account, 'tried': [{**tried, 'accuracy': 1.5}]})",
+        "frame('answer', n, account={**account, 'tried': [{**tried, 'latency_ms': -1.0}]})",
+        "frame('answer', n, account={**account, 'tried': [{**tried, 'seconds': -1.0}]})",
         "frame('answer', n, account={**account, 'tried': [{**tried, 'notes': ['x'] * 1000}]})",
         "frame('answer', n, account={**account, 'tried': [{**tried, 'latency_ms': 'fast'}]})",
         "frame('progress', n, what='x', done=-1, total=100, note='')",
@@ -219,6 +235,12 @@ def test_engine_on_refuses_what_cannot_be_trusted(lying: Callable[[str], LocalPi
     assert str(caught.value).replace("\n", "").isprintable()
 
 
+def test_engine_on_refuses_a_device_that_says_nothing_of_a_typing(lying: Callable[[str], LocalPipe], toy: Toy) -> None:
+    code = "frame('answer', n, [('engine.plan', b'x')], account=account)"
+    with pytest.raises(RefusedError, match="weak"):
+        ask_engine(lying(f"{ENGINE}{code}; until('x')"), toy, "auto")
+
+
 def test_no_control_character_of_an_engine_is_kept_or_shown(
     lying: Callable[[str], LocalPipe],
     toy: Toy,
@@ -228,13 +250,15 @@ def test_no_control_character_of_an_engine_is_kept_or_shown(
     monkeypatch.setattr("edgebert._progress._PLAIN_SECONDS", 0.0)
     code = (
         r"frame('progress', n, what='\x1b[2Jwhat', done=1, total=2, note='\x9bnote'); "
-        r"frame('answer', n, account={**account, 'reason': '\x1b[2J', 'tried': [{**tried, 'failure': 'a\x1bb\nc', "
-        r"'notes': ['\x1b'], 'timing_cache': '\x1b', 'builder_flags': ['\x1b']}]})"
+        r"tried.update(notes=['\x1b'], timing_cache='\x1b', builder_flags=['\x1b']); "
+        r"failed = {**tried, 'typing': 'weak', 'failure': 'a\x1bb\nc'}; "
+        r"frame('answer', n, account={**account, 'reason': '\x1b[2J', 'tried': [failed, tried]})"
     )
-    account = ask_engine(lying(ENGINE + code + LEAVE), toy).account
-    (tried,) = account.tried
-    for text in (account.reason, tried.failure, tried.timing_cache, *tried.notes, *tried.builder_flags):
-        assert text.isprintable()
+    account = ask_engine(lying(ENGINE + code + LEAVE), toy, "auto").account
+    assert account.reason.isprintable()
+    for tried in account.tried:
+        for text in (tried.failure, tried.timing_cache, *tried.notes, *tried.builder_flags):
+            assert text.isprintable()
     assert capsys.readouterr().err.replace("\n", "").isprintable()
 
 

@@ -58,6 +58,12 @@ SEEN: tuple[tuple[str, type[EdgebertError], str, str], ...] = (
     (DEVICE, UnavailableError, "another compute capability", "edgebert compile"),
     (MODULE, UnavailableError, "another module", "edgebert compile"),
     ("Error Code 1: Cuda Runtime (out of memory)", MemoryExhaustedError, "memory ran out", "swap on NVMe"),
+    (
+        "Error Code 2: OutOfMemory (Requested size was 268438528 bytes.)",
+        MemoryExhaustedError,
+        "memory ran out",
+        "swap on NVMe",
+    ),
     (GPU_MEMORY, MemoryExhaustedError, "memory ran out", "swap on NVMe"),
     (SHARED, MemoryExhaustedError, "shared memory ran out", "swap on NVMe"),
     (

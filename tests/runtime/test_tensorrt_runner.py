@@ -85,6 +85,12 @@ def test_infer_fills_any_profile_with_any_batch(
         np.testing.assert_allclose(runner.infer(batch[:1]), toy.logits(batch[:1]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("most", [1, 4])
+def test_preferred_batch_is_the_engines_largest(jetson: Jetson, toy: Any, most: int) -> None:
+    with opened(jetson, jetson.source(toy, opt_batch=most, max_batch=most)) as runner:
+        assert runner.preferred_batch == most
+
+
 def test_infer_launches_one_graph_where_the_batch_is_static(jetson: Jetson, toy: Any) -> None:
     with opened(jetson, jetson.source(toy)) as runner:
         cuda(jetson).forget_calls()
@@ -292,6 +298,7 @@ def not_loaded(jetson: Jetson) -> bool:
 
 OTHERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"multiprocessors": 16}, "made for a GPU with this many multiprocessors: 8, here is 16"),
+    ({"module": "p3767-0000"}, "made for the module p3767-0003, here is p3767-0000"),  # an Orin NX, else alike
     ({"compute_capability": "11.0"}, r"made for compute capability 8\.7, here is 11\.0"),
     ({"name": "NVIDIA Thor"}, "made for the GPU Orin, here is NVIDIA Thor"),
     ({"cuda": "13.0"}, r"made with CUDA 12\.6, here is 13\.0"),
@@ -464,6 +471,37 @@ def test_a_run_that_fails_says_what_tensorrt_said(jetson: Jetson, toy: Any) -> N
     np.testing.assert_allclose(runner.infer(toy.images(2)), toy.logits(toy.images(2)), rtol=1e-4, atol=1e-5)
     runner.close()
     assert cuda(jetson).live() == {}
+
+
+def test_a_run_that_fails_is_not_blamed_on_what_an_earlier_one_said(jetson: Jetson, toy: Any) -> None:
+    runner = opened(jetson, jetson.source(toy, opt_batch=2, max_batch=2))
+    jetson.script.execute_errors = ("Error Code 1: Cuda Runtime (out of memory)",)
+    with pytest.raises(MemoryExhaustedError):
+        runner.infer(toy.images(1))
+    jetson.script.execute_errors = ("[genericReformat.cu] Cuda failure: invalid argument",)
+    with pytest.raises(EdgebertError, match="genericReformat") as caught:
+        runner.infer(toy.images(1))
+    assert type(caught.value) is EdgebertError
+    runner.close()
+
+
+def test_a_call_that_gets_no_context_after_close_frees_the_engine(
+    jetson: Jetson, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = opened(jetson, jetson.source(toy))
+    runner._idle.pop().close()  # as another call has it
+    runner._live = 0
+
+    def closed_meanwhile(*_: object) -> Any:
+        runner.close()
+        raise MemoryExhaustedError("the engine has no room to run")
+
+    monkeypatch.setattr(tensorrt_runner, "_Request", closed_meanwhile)
+    with pytest.raises(MemoryExhaustedError) as caught:  # whose traceback holds the engine
+        runner.infer(toy.images(1))
+    assert caught.tb is not None
+    assert jetson.script.names()[-2:] == ["del ICudaEngine", "del Runtime"]
+    assert jetson.script.names().count("del ICudaEngine") == 1
 
 
 def test_a_capture_that_fails_leaves_plain_runs(jetson: Jetson, toy: Any) -> None:

@@ -26,7 +26,13 @@ from tests.tensorrt.cudart import CudartDouble, compiled
 from tests.tensorrt.double import Script, tensorrt_double
 
 ORIN_NANO = GpuFacts(
-    name="Orin", compute_capability="8.7", multiprocessors=8, driver="540.4.0", cuda="12.6", l4t="36.4.3"
+    name="Orin",
+    compute_capability="8.7",
+    multiprocessors=8,
+    module="p3767-0003",
+    driver="540.4.0",
+    cuda="12.6",
+    l4t="36.4.3",
 )
 REQUEST = PlanRequest(
     typing="strong",

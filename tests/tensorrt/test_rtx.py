@@ -82,6 +82,12 @@ def test_build_plan_refuses_batches_that_tensorrt_does_not_take(rtx: Rtx, tmp_pa
     assert "addOptimizationProfile" in error
 
 
+def test_build_plan_refuses_batches_that_no_number_of_tensorrts_holds(rtx: Rtx, tmp_path: Path) -> None:
+    most = 1 << 31
+    error = _built(rtx, strong_graph(float_network()), tmp_path, batches=(1, most, most)).error
+    assert error.startswith(f"BadDataError: TensorRT takes no batches of 1 to {most}")
+
+
 def test_build_plan_says_what_the_parser_says_of_a_file_that_is_no_graph(rtx: Rtx, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     error = rtx.build(tmp_path / "model.onnx", tmp_path / "engine.plan").error
