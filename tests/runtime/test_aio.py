@@ -156,15 +156,16 @@ def test_waiting_for_room_is_counted(models: Any, toy: Any, toy_bundle: Path) ->
     async def main() -> None:
         async with AsyncClassifier(toy_bundle, max_queue=1) as classifier:
             models[0].go.clear()
-            begun = perf_counter_ns()
             tasks = [asyncio.create_task(classifier.predict(image)) for image in toy.images(4)]
             await _until(lambda: classifier.counters().queue_depth == 3)  # the fourth is run
+            begun = perf_counter_ns()  # all four have begun by now, so that each lasts longer than this
             await asyncio.sleep(0.05)
-            held_s = (perf_counter_ns() - begun) / 1e9 * 0.9  # the last task began a moment after `begun`
+            held_s = (perf_counter_ns() - begun) / 1e9
             models[0].go.set()
             await asyncio.gather(*tasks)
             counters = classifier.counters()
-            assert (counters.queue_depth, counters.queue_depth_max) == (0, 4)
+            assert counters.queue_depth == 0
+            assert counters.queue_depth_max in (3, 4)  # the first may be run before the last has come
             assert counters.whole.sum_s > 4 * held_s
             assert counters.queue.sum_s > 3 * held_s
 
