@@ -61,8 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _import_ms(python: str, module: str, path: Path) -> tuple[float, float]:
     """Return milliseconds of edgebert's own modules, and of all that the import loads."""
-    command = [python, "-X", "importtime", "-c", f"import {module}"]
-    ran = subprocess.run(command, env={"PYTHONPATH": str(path)}, capture_output=True, text=True, check=True)
+    code = f"import {module}, edgebert; print(edgebert.__file__)"
+    command = [python, "-X", "importtime", "-c", code]
+    # In a folder without an `edgebert`: with `-c`, Python looks into the current one first.
+    ran = subprocess.run(
+        command, env={"PYTHONPATH": str(path)}, cwd=path.parent, capture_output=True, text=True, check=True
+    )
+    if not ran.stdout.startswith(str(path)):
+        raise SystemExit(f"`{ran.stdout.strip()}` was imported, and not `{path}`")
     rows = [(found[3], int(found[1])) for found in map(_LINE.match, ran.stderr.splitlines()) if found]
     start = next(place for place, (name, _) in enumerate(rows) if name == "site") + 1
     own = sum(time for name, time in rows[start:] if name.partition(".")[0] == "edgebert")

@@ -155,18 +155,22 @@ def test_predict_raises_where_no_room_becomes_free_in_time(models: Any, toy: Any
 def test_waiting_for_room_is_counted(models: Any, toy: Any, toy_bundle: Path) -> None:
     async def main() -> None:
         async with AsyncClassifier(toy_bundle, max_queue=1) as classifier:
-            models[0].go.clear()
-            begun = perf_counter_ns()
-            tasks = [asyncio.create_task(classifier.predict(image)) for image in toy.images(4)]
-            await _until(lambda: classifier.counters().queue_depth == 3)  # the fourth is run
+            model, images = models[0], toy.images(5)
+            model.batches.clear()
+            model.go.clear()
+            tasks = [asyncio.create_task(classifier.predict(images[0]))]
+            await _until(lambda: len(model.batches) == 1)  # it is run, so that none of the others can be
+            tasks += [asyncio.create_task(classifier.predict(image)) for image in images[1:]]
+            await _until(lambda: classifier.counters().queue_depth == 4)
+            begun = perf_counter_ns()  # all five have begun by now, so that each lasts longer than this
             await asyncio.sleep(0.05)
-            held_s = (perf_counter_ns() - begun) / 1e9 * 0.9  # the last task began a moment after `begun`
-            models[0].go.set()
+            held_s = (perf_counter_ns() - begun) / 1e9
+            model.go.set()
             await asyncio.gather(*tasks)
             counters = classifier.counters()
             assert (counters.queue_depth, counters.queue_depth_max) == (0, 4)
-            assert counters.whole.sum_s > 4 * held_s
-            assert counters.queue.sum_s > 3 * held_s
+            assert counters.whole.sum_s > 5 * held_s
+            assert counters.queue.sum_s > 4 * held_s
 
     _run(main)
 
