@@ -238,8 +238,21 @@ def build_engine(
             errors.append(error)
             candidates.append(EngineCandidate(typing=typing, failure=str(error)))
     if len(errors) == len(candidates):
-        raise _none_built(candidates, errors)
+        raise none_left(candidates, errors[0])
     return EngineReport(candidates=tuple(candidates))
+
+
+def none_left(candidates: Sequence[EngineCandidate], first: EdgebertError) -> EdgebertError:
+    """Return the error to raise where no typing has become an engine: the first one, or one of its kind that has every reason.
+
+    Args:
+        candidates: all of them, each with its failure.
+        first: of them.
+    """
+    if len({each.failure for each in candidates}) == 1:
+        return first
+    whats = "; ".join(f"{each.typing}: {each.failure.splitlines()[0]}" for each in candidates)
+    return type(first)(f"no engine could be built: {whats}", expected=first.expected, hint=first.hint)
 
 
 def engine_files(candidate: EngineCandidate) -> dict[str, bytes]:
@@ -277,7 +290,7 @@ def faster_engine(report: EngineReport, measured: Sequence[MeasuredEngine], *, f
     there = [worth[candidate.typing] for candidate in report.built]
     holding = [entry for entry in there if entry.accuracy >= floor]
     figures = "; ".join(f"{entry.typing}: {entry.accuracy:.2%}, {entry.latency_ms:.3f} ms" for entry in there)
-    failed = "".join(f"; {each.typing} was not built" for each in report.candidates if each.manifest is None)
+    failed = "".join(f"; {each.typing} failed" for each in report.candidates if each.manifest is None)
     if not holding:
         raise EdgebertError(
             f"no engine holds an accuracy of {floor:.2%} ({figures}{failed})",
@@ -411,13 +424,3 @@ def _kept(folder: Path, graph: bytes, typing: Typing, options: EngineOptions) ->
     if differences(manifest, graph_sha256=asked, flags=options.flags(typing)):
         return None
     return None if misfits(manifest.fingerprint, computer_facts("tensorrt", with_gpu=True)) else manifest
-
-
-def _none_built(candidates: Sequence[EngineCandidate], errors: Sequence[EdgebertError]) -> EdgebertError:
-    first = errors[0]
-    if len(errors) == 1:
-        return first
-    if len({str(error) for error in errors}) == 1:
-        return first
-    whats = "; ".join(f"{each.typing}: {error.what}" for each, error in zip(candidates, errors, strict=True))
-    return type(first)(f"no engine could be built: {whats}", expected=first.expected, hint=first.hint)

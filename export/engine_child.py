@@ -1,9 +1,12 @@
-"""The process that builds one engine: `python -m edgebert.export.engine_child`, started by `edgebert.export.engine_process`.
+"""The process that builds one engine, or runs it for the first time: `python -m edgebert.export.engine_child`, started by
+`edgebert.export.engine_process`.
 
     build {request, graph, plan, cache}  -> progress {share, phase} ..., then built {...} or error {...}
+    run {spec, folder}                   -> ran {} or error {...}
 
-A build takes the memory of the whole device and may be ended by the system for it, so it has a process of its own. It ends when
-its stdin closes, within a second, whatever TensorRT is doing.
+A build takes the memory of the whole device and may be ended by the system for it, so it has a process of its own; and an engine that
+crashes must not take with it the process that has another one. It ends when its stdin closes, within a second, whatever TensorRT is
+doing.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.child import die_with_parent
 from edgebert.bench.out_of_memory import memory_exhausted
@@ -23,20 +28,21 @@ from edgebert.errors import BadDataError, CannotWriteError, EdgebertError
 from edgebert.export.engine_build import PlanRequest, build_plan
 from edgebert.export.engine_cache import TimingCache
 from edgebert.fingerprint import gpu_facts, machine
-from edgebert.runtime.engine_manifest import engine_fingerprint
+from edgebert.runtime.engine_manifest import ENGINE_FILE, PLAN_FILE, engine_fingerprint
+from edgebert.runtime.runner import InputSpec, ModelSource, RunnerOptions, open_runner
 from edgebert.runtime.tensorrt_api import load_tensorrt
 
 
 def answer(request: Fields, answers: IO[bytes]) -> None:
-    """Build what was asked for, and write messages about it; every failure of our own kinds is one of them."""
+    """Do what was asked for, and write messages about it; every failure of our own kinds is one of them."""
     try:
-        kind, content = "built", _built(request, answers)
+        kind, content = ("ran", _ran(request)) if request.text("type") == "run" else ("built", _built(request, answers))
     except EdgebertError as error:
         kind, content = "error", error_content(error)
     except MemoryError as error:
         kind, content = "error", error_content(memory_exhausted("build", error))
     except OSError as error:
-        cannot = CannotWriteError(f"cannot write the engine: {error.strerror or error}", hint="free space on the disk")
+        cannot = CannotWriteError(f"cannot keep the engine: {error.strerror or error}", hint="free space on the disk")
         kind, content = "error", error_content(cannot)
     write_message(answers, kind, request.integer("seq"), content)
 
@@ -47,7 +53,13 @@ def _built(request: Fields, answers: IO[bytes]) -> JsonObject:
     version = str(trt.__version__)
     fingerprint = engine_fingerprint(gpu, tensorrt=version, machine=machine())  # before minutes of work, not after
     folder = request.optional_text("cache")
-    cache = None if folder is None else TimingCache.of(Path(folder), gpu, version)
+    cache, without = None, ""
+    try:
+        cache = None if folder is None else TimingCache.of(Path(folder), gpu, version)
+    except (
+        CannotWriteError
+    ) as error:  # a home that cannot be written: the build takes longer the next time, and that is all
+        without = error.what
     sequence, lock = request.integer("seq"), threading.Lock()
 
     def share(done: float, phase: str) -> bool:
@@ -66,8 +78,20 @@ def _built(request: Fields, answers: IO[bytes]) -> JsonObject:
         cache,
         share,
     )
-    facts = {"tensorrt": version, "fingerprint": fingerprint.to_json()}
+    facts: JsonObject = {"tensorrt": version, "fingerprint": fingerprint.to_json()}
+    if without:
+        facts = {**facts, "timing_cache": f"off: {without}"}
     return {**asdict(plan), "flags": list(plan.flags), "notes": list(plan.notes), **facts}
+
+
+def _ran(request: Fields) -> JsonObject:
+    """Open an engine as an application will, and ask it of one image."""
+    folder, asked = Path(request.text("folder")), request.fields("spec")
+    spec = InputSpec(height=asked.integer("height"), width=asked.integer("width"), classes=asked.integer("classes"))
+    files = {name: (folder / name).read_bytes() for name in (PLAN_FILE, ENGINE_FILE)}
+    with open_runner("tensorrt", ModelSource(spec=spec, files=files), RunnerOptions(device="GPU")) as runner:
+        runner.infer(np.zeros((1, spec.height, spec.width, 3), np.uint8))
+    return {}
 
 
 def main() -> None:

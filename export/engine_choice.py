@@ -3,8 +3,9 @@
     with tempfile.TemporaryDirectory() as folder:
         chosen = chosen_engine({"weak": weak, "strong": strong}, settings, trial, Path(folder))
 
-What was built is opened by the runner that will serve it, answers every image of a trial, and is timed in interleaved blocks. An
-engine that cannot be built, opened or run is told of and left out, as long as another one is there.
+What was built is opened by the runner that will serve it, first in a process of its own, which a crash would end alone; it answers every
+image of a trial, and is timed in interleaved blocks. An engine that cannot be built, opened or run is told of and left out, as long as
+another one is there.
 
 Imports numpy and the standard library only, and runs from the device wheel.
 """
@@ -33,8 +34,9 @@ from edgebert.export.engine import (
     build_engine,
     engine_files,
     faster_engine,
+    none_left,
 )
-from edgebert.export.engine_process import ProgressFactory
+from edgebert.export.engine_process import ProgressFactory, run_once
 from edgebert.metrics import exact_match
 from edgebert.runtime.engine_manifest import EnginePrecision
 from edgebert.runtime.runner import InputSpec, ModelSource, Runner, RunnerOptions, open_runner
@@ -242,6 +244,8 @@ def _asked(
         if candidate.manifest is not None:
             source = ModelSource(spec=trial.spec, files=engine_files(candidate))
             try:
+                assert candidate.folder is not None, "it has a manifest, so it has a folder"
+                run_once(candidate.folder, trial.spec)
                 runner = open_runner(_BACKEND, source, RunnerOptions(device=_DEVICE))
                 stack.callback(runner.close)
                 logits = answers_of(runner, trial.tensors)
@@ -254,7 +258,7 @@ def _asked(
             runners[candidate.typing] = runner
         candidates.append(candidate)
     if not runners:
-        raise errors[0]
+        raise none_left(candidates, errors[0])
     return runners, accuracies, EngineReport(candidates=tuple(candidates))
 
 

@@ -136,12 +136,12 @@ def engine_notes(chosen: ChosenEngine, label: str) -> tuple[str, ...]:
     lines = [f"{label}: {account.reason}"]
     for tried in account.tried:
         lines += _told(tried, ships=tried.typing == account.typing)
-    return tuple(line[: _MAX_FAILURE if " was not built: " in line else _MAX_NOTE] for line in map(_plain, lines))
+    return tuple(line[: _MAX_FAILURE if " failed: " in line else _MAX_NOTE] for line in map(_plain, lines))
 
 
 def _told(tried: TriedEngine, *, ships: bool) -> list[str]:
     if tried.failure:
-        return [f"{tried.typing} was not built: {tried.failure}"]
+        return [f"{tried.typing} failed: {tried.failure}"]
     if not ships:
         return []
     memory = "" if tried.resident_mib is None else f", the builder held {tried.resident_mib:,} MiB at its peak"

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from edgebert._json import Fields, JsonObject
 from edgebert._out_of_memory import says_out_of_memory
@@ -30,6 +30,7 @@ from edgebert.bench.protocol import error_from_message, read_message, write_mess
 from edgebert.bench.worker_process import worker_environment
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
 from edgebert.export.engine_build import PlanRequest
+from edgebert.runtime.runner import InputSpec
 from edgebert.runtime.tensorrt_errors import FREE_MEMORY
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ _LOOK_SECONDS = 0.2  # between two looks at memory, and at whether the child sti
 _END_SECONDS = 5.0  # for a child that has answered to end
 _COUNTER_SECONDS = 1.0  # for the kernel to count what it has ended
 _LAST_BYTES = 4000  # of stderr, in a message
+_RUN_SECONDS = 300.0  # to load TensorRT and one engine, on a small board whose disk is slow
+_AROUND = "`--optimization-level 2`, or another `--typing`, may go around a fault of TensorRT's"
+
+_Task = Literal["build", "run"]
 
 
 class Advancing(Protocol):
@@ -114,7 +119,7 @@ def run_build(
         MemoryExhaustedError: the system ended it for lack of memory, or TensorRT says that memory ran out.
         EdgebertError: it crashed, hangs, or reported an error, of the class it had there.
     """
-    with _Child(command) as child, progress(what, 100) as shown:
+    with _Child(command, "build") as child, progress(what, 100) as shown:
         folder = None if cache is None else str(cache)
         child.ask({"request": request.to_json(), "graph": str(graph), "plan": str(plan), "cache": folder})
         answer = child.answer(shown, timeout_s)
@@ -127,10 +132,46 @@ def run_build(
         return answer, child.peak()
 
 
-class _Child:
-    """One builder process; a context manager, so that it never outlives its caller."""
+def run_once(
+    folder: Path, spec: InputSpec, *, timeout_s: float = _RUN_SECONDS, command: Sequence[str] = CHILD_COMMAND
+) -> None:
+    """Open an engine and ask it of one image, in a process of its own: an engine that crashes ends that one alone.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    Args:
+        folder: with `engine.plan` and `engine.json`.
+        spec: what the engine takes and gives.
+        timeout_s: after which the run is ended.
+        command: what is started; the real child but in tests.
+
+    Raises:
+        MemoryExhaustedError: the system ended it for lack of memory, or TensorRT says that memory ran out.
+        EdgebertError: it crashed, hangs, or reported an error, of the class it had there.
+    """
+    size: JsonObject = {"height": spec.height, "width": spec.width, "classes": spec.classes}
+    with _Child(command, "run") as child:
+        child.ask({"folder": str(folder), "spec": size})
+        answer = child.answer(_Unseen(), timeout_s)
+        if answer.text("type") == "error":
+            raise error_from_message(answer)
+
+
+class _Unseen:
+    """Progress of what takes seconds."""
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Show nothing."""
+
+
+class _Child:
+    """One process that does one thing with an engine; a context manager, so that it never outlives its caller.
+
+    Args:
+        command: what is started.
+        task: `build` or `run`.
+    """
+
+    def __init__(self, command: Sequence[str], task: _Task) -> None:
+        self._task = task
         self._oom_kills = oom_kills()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
         self._process = subprocess.Popen(
@@ -152,7 +193,7 @@ class _Child:
         """Send the one request; stdin stays open, and its end is the end of the child."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # a child that is gone already is explained by `answer`
-            write_message(self._process.stdin, "build", 1, content)
+            write_message(self._process.stdin, self._task, 1, content)
 
     def answer(self, progress: Advancing, timeout_s: float) -> Fields:
         """Show progress until the answer, and return it."""
@@ -161,11 +202,7 @@ class _Child:
             try:
                 message = self._answers.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                raise EdgebertError(
-                    f"the engine was not built within {timeout_s:.0f} s: the build was ended",
-                    expected="minutes, on a device that does nothing else",
-                    hint="a lower `--optimization-level`, or a longer `--timeout`",
-                ) from None
+                raise self._too_slow(timeout_s) from None
             if message is None:
                 raise self._died()
             if isinstance(message, BadDataError):
@@ -231,6 +268,19 @@ class _Child:
             if available is not None:
                 self._least_kib = min(self._least_kib, available)
 
+    def _too_slow(self, timeout_s: float) -> EdgebertError:
+        if self._task == "run":
+            return EdgebertError(
+                f"the engine did not answer one image within {timeout_s:.0f} s: it was ended",
+                expected="seconds, on a device that does nothing else",
+                hint=_AROUND,
+            )
+        return EdgebertError(
+            f"the engine was not built within {timeout_s:.0f} s: the build was ended",
+            expected="minutes, on a device that does nothing else",
+            hint="a lower `--optimization-level`, or a longer `--timeout`",
+        )
+
     def _died(self) -> EdgebertError:
         """Return the explanation of a child that ended without an answer."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -239,7 +289,8 @@ class _Child:
         expected = f"free memory, which the CPU and the GPU of a Jetson share; {self.peak().to_text()}"
         if code == -signal.SIGKILL:
             counted = self._system_ran_out_of_memory()
-            by = "the system ended the build because memory ran out" if counted else "the build was killed (signal 9)"
+            what = {"build": "the build", "run": "the engine's first run"}[self._task]
+            by = f"the system ended {what} because memory ran out" if counted else f"{what} was killed (signal 9)"
             doubt = (
                 "" if counted else ", which is how the system ends a process when memory is short; it has counted none"
             )
@@ -249,10 +300,15 @@ class _Child:
                 f"memory ran out during the build: `{said}`", expected=expected, hint=FREE_MEMORY
             )
         ending = "still runs" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        if self._task == "run":
+            what, wanted = (
+                f"the engine was built, and crashes where it is first run ({ending})",
+                "an answer to one image",
+            )
+        else:
+            what, wanted = f"the builder process ended ({ending}) without an answer", "an engine"
         return EdgebertError(
-            f"the builder process ended ({ending}) without an answer",
-            expected=f"an engine; its last words were `{said}`; {self.peak().to_text()}",
-            hint="`--optimization-level 2`, or another `--typing`, may go around a fault of TensorRT's",
+            what, expected=f"{wanted}; its last words were `{said}`; {self.peak().to_text()}", hint=_AROUND
         )
 
     def _system_ran_out_of_memory(self) -> bool:

@@ -145,7 +145,7 @@ def test_compile_survives_a_typing_that_cannot_be_built(
     compiled(graph, tmp_path)
     notes = read_bundle(tmp_path / "toy.edgebert").manifest.forms[0].notes
     assert manifest_of(tmp_path).typing == ships
-    assert any(note.startswith(f"{fails} was not built: ") and "Could not infer output types" in note for note in notes)
+    assert any(note.startswith(f"{fails} failed: ") and "Could not infer output types" in note for note in notes)
 
 
 def test_compile_writes_nothing_where_no_typing_can_be_built(board: Jetson, graph: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_an_engine_that_does_not_open_is_left_out(
     compiled(graph, tmp_path)
     notes = read_bundle(tmp_path / "toy.edgebert").manifest.forms[0].notes
     assert manifest_of(tmp_path).typing == "strong"
-    assert "weak was not built: the engine has no room to run" in notes
+    assert "weak failed: the engine has no room to run" in notes
 
 
 def test_engines_that_all_do_not_open_are_an_error(board: Jetson, graph: Path, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_an_engine_that_answers_no_number_does_not_ship_for_its_speed(
     takes(3.0)
     form = form_from_graph(graph.read_bytes(), JETSON)
     assert form.label == "weak-fp16"
-    assert any(note.startswith("strong was not built: ") and "finite" in note for note in form.notes)
+    assert any(note.startswith("strong failed: ") and "finite" in note for note in form.notes)
 
 
 # The graphs

@@ -74,6 +74,7 @@ class Script:
         capture_fails: whether a run inside a capture gives False.
         dies: signal that ends the process.
         dies_in: `build` or `run`.
+        dies_of: the typing whose engines die in a run, where not all do.
         refuses_profile: whether `add_optimization_profile` gives -1.
         calls: everything that was called, in order.
         faults: what a caller did and must not.
@@ -92,6 +93,7 @@ class Script:
     capture_fails: bool = False
     dies: int = 0
     dies_in: str = "build"
+    dies_of: str = ""
     refuses_profile: bool = False
     calls: list[Call] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -582,6 +584,7 @@ def _serialized(trt: Any, network: Any, config: Any, script: Script) -> bytes:
         "image": [image.name, tuple(image.shape), image.dtype.name],
         "logits": [logits.name, tuple(logits.shape), logits.dtype.name],
         "profile": profile,
+        "typing": "strong" if network._strong else "weak",
     }
     content: bytes = network._content
     return _MAGIC + json.dumps(header).encode() + b"\n" + content
@@ -702,7 +705,11 @@ def _add_runtime(trt: Any, version: str, script: Script) -> None:
             return [] if self._shape is not None else [self._engine._header["image"][0]]
 
         def execute_async_v3(self, stream_handle: int) -> bool:
-            if script.dies and script.dies_in == "run":
+            if (
+                script.dies
+                and script.dies_in == "run"
+                and self._engine._header["typing"] in (script.dies_of or "weak strong")
+            ):
                 os.kill(os.getpid(), script.dies)
             cudart = script.cudart
             assert cudart is not None

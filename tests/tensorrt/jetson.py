@@ -83,6 +83,9 @@ class Jetson:
         for module in ("edgebert.export.forms", "edgebert.export.place"):
             self._patch.setattr(f"{module}.machine", lambda: "aarch64")
         self._patch.setattr("edgebert.export.engine.run_build", self._run_build)
+        self._patch.setattr(
+            "edgebert.export.engine_choice.run_once", lambda folder, spec: None
+        )  # a process without doubles
 
     def _run_build(
         self,
