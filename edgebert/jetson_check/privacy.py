@@ -23,14 +23,18 @@ from edgebert.bench.environment.system_files import SystemFiles
 
 HIDDEN, PATH = "<hidden>", "<path>"
 
-_PATH = re.compile(r"(?<![\w./~-])/(?:[^\s/`'\":;,()<>|]+/)*[^\s/`'\":;,()<>|]+/?")
+# One slash, or several, which mean the same: but not those behind the colon of an address.
+_PATH = re.compile(r"(?:(?<![\w./~:-])/+|(?<![\w./~-])/|(?<=\bfile:)/+)(?:[^\s/`'\":;,()<>|]+/+)*[^\s/`'\":;,()<>|]+/*")
 _QUOTED = re.compile(r"([`'\"])(/[^`'\"\n]+)\1")  # as messages show one; it may hold spaces
 _SYSTEM = ("/dev/", "/etc/", "/lib/", "/opt/nvidia/", "/proc/", "/sys/", "/usr/", "/var/lib/dpkg", "/var/lib/nvpmodel")
 _HARDWARE_ADDRESS = re.compile(r"\b(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}\b")
 _SHORTEST = 3  # of a name: shorter ones occur inside of everything
 # What an image of JetPack is called before anybody has named it: it tells nothing, and occurs in what is to be told.
 _NOBODY = frozenset(
-    ("jetson", "localhost", "nvidia", "orin", "root", "tegra", "tegra-ubuntu", "thor", "ubuntu", "user")
+    (
+        *("admin", "agx", "cuda", "gpu", "jetson", "localhost", "nano", "nvidia", "orin", "root"),
+        *("tegra", "tegra-ubuntu", "thor", "ubuntu", "user", "xavier"),
+    )
 )
 _FILES = (
     "/etc/machine-id",
@@ -61,7 +65,8 @@ class Names:
         text = _PATH.sub(lambda found: _shown_path(found[0]), text)
         text = _HARDWARE_ADDRESS.sub(HIDDEN, text)
         for secret in sorted(self.secrets, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w-]){re.escape(secret)}(?![\w-])", HIDDEN, text)
+            # Whole words, in any case, with hyphens and underscores for ends: kernels are called `5.15.148-anna`.
+            text = re.sub(rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])", HIDDEN, text, flags=re.IGNORECASE)
         return text
 
     def scrubbed_value(self, value: JsonValue) -> JsonValue:
@@ -104,4 +109,5 @@ def _hosts() -> Iterator[str]:
 
 
 def _shown_path(path: str) -> str:
-    return path if path.startswith(_SYSTEM) else PATH
+    """Return a path where it is the system's own, whatever `..` or doubled slashes lead elsewhere."""
+    return path if (os.path.normpath("/" + path.lstrip("/")) + "/").startswith(_SYSTEM) else PATH

@@ -24,6 +24,11 @@ NAMES = Names(home="/home/anna", secrets=("anna", "line-7-camera", "142301912345
         ("serial 1423019123456.", f"serial {HIDDEN}."),
         ("eth0 48:B0:2D:11:22:33", f"eth0 {HIDDEN}"),
         ("/home/annabel/x", PATH),
+        ("//home//anna/x", PATH),
+        ("/usr/../srv/x", PATH),
+        ("file:///srv/x", f"file:{PATH}"),
+        ("Linux 5.15.148-anna and ANNA_2", f"Linux 5.15.148-{HIDDEN} and {HIDDEN}_2"),
+        ("LINE-7-Camera", HIDDEN),
     ],
 )
 def test_scrubbed_hides(text: str, expected: str) -> None:
@@ -36,6 +41,7 @@ def test_scrubbed_hides(text: str, expected: str) -> None:
         "see NVIDIA/TensorRT#4832 and strong/weak, 3 mV/mA, 10.3.0/10.7.0",
         "/proc/meminfo, /sys/class/devfreq/17000000.gpu/cur_freq and /usr/local/cuda/lib64/libcudart.so.12",
         "TensorRT 10.13.3.9, L4T 36.4.3, annalise, inline-7-cameras",
+        "https://github.com/NVIDIA/TensorRT/issues/4832, /dev/ and /proc//meminfo",
         "[06/08/2026-12:34:56] [E] Error Code 9: Internal Error",
     ],
 )
