@@ -6,20 +6,41 @@ A Jetson with nothing but JetPack has TensorRT alone, which takes no graph as it
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgebert.errors import UnavailableError
 from edgebert.export.place import HERE, Place, Rows
-from edgebert.manifest import GRAPH_FILE
+from edgebert.manifest import GRAPH_FILE, Precision
 from edgebert.runtime.choice import PORTABLE_BACKENDS
-
-if TYPE_CHECKING:
-    from edgebert.export.precision import SourceGraph
+from edgebert.runtime.runner import InputSpec
 
 _log = logging.getLogger("edgebert")
+
+
+class PortableGraph(Protocol):
+    """What is asked of a graph here; see `edgebert.export.precision.SourceGraph`."""
+
+    @property
+    def portable(self) -> bytes:
+        """The ONNX file as a bundle holds it."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """Of its weights."""
+        ...
+
+    @property
+    def spec(self) -> InputSpec:
+        """What it takes and gives."""
+        ...
+
+    def for_bits(self, bits: int | None) -> bytes:
+        """Return it with weights of 7 or 8 bits."""
+        ...
 
 
 def reference_place(place: Place) -> Place:
@@ -59,7 +80,7 @@ def portable_backends(place: Place) -> list[str]:
 
 
 def portable_answers(
-    graph: SourceGraph, tensors: NDArray[np.uint8], place: Place, *, most: int | None = None
+    graph: PortableGraph, tensors: NDArray[np.uint8], place: Place, *, most: int | None = None
 ) -> dict[str, Rows]:
     """Return what a graph answers as it is, by each backend that is on a computer.
 

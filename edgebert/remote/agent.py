@@ -36,6 +36,7 @@ from edgebert.remote.device_wheel import device_wheel
 from edgebert.remote.ssh import Destination, Ended, RemoteCommand, SshOptions, converse
 from edgebert.remote.transport import Ssh
 from edgebert.remote.wheel_pins import IMPORTED, lacking
+from edgebert.runtime.tensorrt_api import TWO_WAYS
 
 _log = logging.getLogger("edgebert")
 
@@ -363,10 +364,14 @@ def error_of(device: str, code: int, said: object) -> EdgebertError:
         )
     }
     kind = kinds.get(code, EdgebertError)
+    if isinstance(said, Mapping) and said.get("class") == errors.MemoryExhaustedError.__name__ and kind.exit_code == 75:
+        kind = errors.MemoryExhaustedError  # which shares its exit code, and says something of the work itself
     if not isinstance(said, Mapping):
         return kind(f"the agent on `{device}` ended with exit code {code}")
     # Each part says whose words it is: a hint is a command that people copy, and this one is a stranger's.
     parts = [None if text is None else f"on `{device}`: {text}" for text in map(plain_text, map(said.get, _PARTS))]
+    if TWO_WAYS in (parts[2] or ""):  # the first of them was taken
+        parts[2] = f"edgebert doctor --jetson --host {device} says what is there"
     return kind(parts[0] or f"the agent on `{device}` gives no reason", expected=parts[1], hint=parts[2])
 
 

@@ -118,6 +118,7 @@ class Link:
     def refuse(self, request: Frame, error: EdgebertError, blobs: Mapping[str, bytes] | None = None) -> None:
         """Answer a request with an error."""
         said: JsonObject = {
+            "class": type(error).__name__,
             "exit_code": error.exit_code,
             "what": error.what,
             "expected": error.expected,

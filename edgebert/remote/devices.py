@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 from edgebert._console import columns, printable
 from edgebert._files import claimed, staged_file
 from edgebert._json import Fields, JsonObject, dump_json, parse_json_object
-from edgebert.errors import BadDataError, EdgebertError, InputNotFoundError, LockedError, RefusedError, UsageError
+from edgebert.errors import (
+    BadDataError,
+    EdgebertError,
+    InputNotFoundError,
+    LockedError,
+    RefusedError,
+    UnavailableError,
+    UsageError,
+)
 from edgebert.extras import DISTRIBUTIONS, FLOORS, below_floor
 from edgebert.remote.ssh import SshOptions, parse_destination
 
@@ -181,7 +189,7 @@ def check_device_at(
     except UsageError:
         raise
     except EdgebertError as error:
-        known = {RefusedError: "host key and login", LockedError: "lock"}
+        known = {RefusedError: "host key and login", LockedError: "lock", UnavailableError: "what it needs"}
         what = known.get(type(error), "reached")
         return CheckedDevice(
             host=host, checks=(DeviceCheck(what=what, state="fail", found=error.what, fix=error.hint or ""),)

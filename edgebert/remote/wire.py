@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,13 +73,13 @@ def selection_to_json(selection: Selection, objects: Mapping[str, str]) -> JsonO
 def selection_from_json(fields: Fields, path_of: Callable[[str], Path]) -> Selection:
     """Read the test images of a message; `path_of` gives the file of an object."""
     examples = []
-    listed = fields.value.get("examples")
+    listed: Any = fields.value.get("examples")
     assert isinstance(listed, list)
     for identity, labels, pixels, sha256 in listed:
         examples.append(
             Example(id=str(identity), labels=tuple(labels), pixel_sha256=str(pixels), source=path_of(str(sha256)))
         )
-    orders = fields.value.get("orders")
+    orders: Any = fields.value.get("orders")
     assert isinstance(orders, list)
     return Selection(
         examples=tuple(examples),

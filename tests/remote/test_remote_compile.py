@@ -98,8 +98,9 @@ def test_bundle_on_writes_nothing_where_the_link_breaks(
 
 
 def test_bundle_on_refuses_a_target_that_the_device_lacks(pipe: LocalPipe, graph: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="tensorrt"):
+    with pytest.raises(UnavailableError, match="tensorrt") as caught:
         bundle_on(pipe, graph, tmp_path / "toy.edgebert", CompileOptions(targets=("jetson",), canary="synthetic"))
+    assert str(caught.value.hint).startswith("edgebert doctor --jetson --host local:")
     assert not (tmp_path / "toy.edgebert").exists()
 
 

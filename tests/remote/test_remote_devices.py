@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgebert.errors import BadDataError, UsageError
+from edgebert.errors import BadDataError, UnavailableError, UsageError
 from edgebert.remote.devices import KnownDevice, add_device, check_device_at, devices_file, known_device, known_devices
 from edgebert.remote.fleet import _outputs, bench_fleet
 from edgebert.remote.transport import LocalPipe, Ssh, transport_of
@@ -75,6 +75,17 @@ def test_check_device_at_fails_where_the_host_key_is_unknown(start_device: Start
     assert [(check.what, check.state) for check in checked.checks] == [("host key and login", "fail")]
     assert "StrictHostKeyChecking=ask" in checked.checks[0].fix
     assert checked.exit_code == 1
+
+
+def test_check_device_at_tells_what_a_device_lacks_from_one_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacks(*arguments: Any, **options: Any) -> Any:
+        raise UnavailableError("`local:` has no onnxruntime and no openvino")
+
+    monkeypatch.setattr("edgebert.remote.session.DeviceSession", lacks)
+    (found,) = check_device_at("local:").checks
+    assert (found.what, found.state) == ("what it needs", "fail")
 
 
 def test_transport_of_takes_this_computer() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from edgebert.bundle import read_bundle
-from edgebert.errors import EdgebertError, RefusedError
+from edgebert.errors import EdgebertError, MemoryExhaustedError, RefusedError
 from edgebert.export.compile import CompileOptions
 from edgebert.export.engine import TypingChoice
 from edgebert.export.engine_choice import noise_trial
@@ -135,7 +136,7 @@ def test_bundle_on_builds_for_several_images_where_it_is_asked_to(board: Board, 
 def test_bundle_on_survives_a_typing_that_the_device_cannot_build(board: Board, graph: Path, tmp_path: Path) -> None:
     made = made_on(board(build_errors={"weak": ["a fault of the weak one"]}), graph, tmp_path)
     notes = made.forms[0].notes
-    assert any(note.startswith("weak was not built: ") and "a fault of the weak one" in note for note in notes)
+    assert any(note.startswith("weak failed: ") and "a fault of the weak one" in note for note in notes)
 
 
 def test_bundle_on_says_why_no_engine_was_built(board: Board, graph: Path, tmp_path: Path) -> None:
@@ -152,6 +153,81 @@ def test_bundle_on_explains_a_build_that_the_device_ended(board: Board, graph: P
         made_on(board(dies="SIGKILL"), graph, tmp_path, typing="strong")
     assert caught.value.exit_code == 75
     assert not (tmp_path / "toy.edgebert").exists()
+
+
+def test_bundle_on_survives_an_engine_that_crashes_where_it_is_first_run(
+    board: Board, graph: Path, tmp_path: Path
+) -> None:
+    made = made_on(board(dies="SIGSEGV", dies_in="run", dies_of="weak"), graph, tmp_path)
+    notes = made.forms[0].notes
+    assert notes[0].startswith("strong-fp16: strong is the only one that holds accuracy")
+    crash = "weak failed: the engine was built, and crashes where it is first run (signal 11)"
+    assert any(note.startswith(crash) for note in notes)
+
+
+def test_bundle_on_says_why_every_engine_failed(board: Board, graph: Path, tmp_path: Path) -> None:
+    device = board(
+        dies="SIGSEGV", dies_in="run", dies_of="weak", build_errors={"strong": ["a fault of the strong one"]}
+    )
+    with pytest.raises(EdgebertError, match=r"weak: .* crashes where .*; strong: .*a fault of the strong one"):
+        made_on(device, graph, tmp_path)
+
+
+def test_bundle_on_builds_where_no_times_can_be_kept(board: Board, graph: Path, tmp_path: Path) -> None:
+    given = board()
+    inside = str(tmp_path / "device/in-the-way/cache")
+    device = replace(given, environment={**(given.environment or {}), "XDG_CACHE_HOME": inside})
+    (tmp_path / "device/in-the-way").write_bytes(b"")
+    made = made_on(device, graph, tmp_path, keep=True, typing="strong")
+    assert any("timing cache off: cannot keep a timing cache" in note for note in made.forms[0].notes)
+
+
+def test_memory_that_runs_out_on_a_device_is_told_from_a_lock(board: Board, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(MemoryExhaustedError, match=r"on `local:\S*`: the build was killed"):
+        made_on(board(dies="SIGKILL"), graph, tmp_path, typing="strong")
+
+
+def test_bundle_on_measures_both_precisions_on_the_device_and_keeps_both(board: Board, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from edgebert.calibration.quantize import QuantizeOptions, int8_graph_from_graph
+    from edgebert.export.graph import graph_from_checkpoint
+    from edgebert.train import TrainOptions, checkpoint_from_data
+
+    checkpoint, fp32, int8 = (tmp_path / name for name in ("student", "fp32.onnx", "int8.onnx"))
+    checkpoint_from_data("digits", checkpoint, TrainOptions(model="nano", epochs=2))
+    graph_from_checkpoint(checkpoint, fp32)
+    int8_graph_from_graph(fp32, "digits", int8, QuantizeOptions(images=64, effort="fast"))
+    made = made_on(
+        board(),
+        int8,
+        tmp_path,
+        canary=None,
+        precision="auto",
+        float_graph=fp32,
+        data="digits",
+        keep_both=True,
+        max_drop=100.0,
+        min_agreement=0.0,
+    )
+    ships, beside = {"int8": ("jetson", "jetson-fp16"), "fp32": ("jetson", "jetson-int8")}[made.precision]
+    assert [form.target for form in made.forms] == [ships, beside]
+    assert "INT8" in made.verdict
+    assert "FP16" in made.verdict
+    assert read_bundle(made.path).manifest.measured["precision_choice"]
+
+
+@pytest.mark.slow
+def test_sizes_on_builds_and_measures_engines_on_the_device(board: Board) -> None:
+    pytest.importorskip("torch")
+    from edgebert.remote.size import sizes_on
+    from edgebert.train.sizing import SizeOptions
+
+    options = SizeOptions(
+        image_size=8, target="jetson", budget_ms=1000.0, shapes=("d32-l2-h2-r2",), threads=1, timed_images=4
+    )
+    report = sizes_on(board(), "digits", options)
+    assert report.proposed == "d32-l2-h2-r2"
+    assert all(latency.queries >= 100 for latency in report.rows[0].latencies.values())
 
 
 def test_forms_are_compared_on_the_device(board: Board, graph: Path, toy: Toy) -> None:
