@@ -29,6 +29,7 @@ from edgebert.errors import (
 )
 from edgebert.export.compile_options import CompileOptions
 from edgebert.export.engine_choice import Trial
+from edgebert.export.engine_form import EngineAsked
 from edgebert.export.forms import CompiledForm, form_from_graph
 from edgebert.export.metadata import bytes_of_model, card_of_model, parse_graph, with_metadata, without_examples
 from edgebert.export.place import HERE, Place
@@ -163,28 +164,26 @@ def _measured(
 ) -> Chosen:
     """Compile both graphs, measure them where they are to run, and return the one that ships."""
     trial = _trial(floats, examples, options, place) if options.takes_engine else None
-    asked = options.engine_asked(trial)
-    fp32 = Contender(
-        precision="fp32",
-        forms={target.name: form_from_graph(floats.content, target, place.builder, asked) for target in targets},
-    )
     bits = {
         target.name: weight_bits_for(target, options.weights, instructions=place.int8(target.backend))
         for target in targets
     }
-    # What INT8 may lose against FP16 is the verdict's to say, so that a typing is held against the other one alone.
-    asked = options.engine_asked(None if trial is None else replace(trial, floor=0.0))
     try:
-        int8 = Contender(
-            precision="int8",
-            forms={
-                target.name: form_from_graph(given.for_bits(bits[target.name]), target, place.builder, asked)
-                for target in targets
-            },
-            weight_bits=bits,
+        asked = options.engine_asked(trial)
+        fp32 = Contender(
+            precision="fp32",
+            forms={target.name: form_from_graph(floats.content, target, place.builder, asked) for target in targets},
         )
     except EdgebertError as error:
-        if options.precision == "int8" or not options.takes_engine or isinstance(error, _NOT_OF_THE_GRAPH):
+        if not _is_survived(error, options, ships="int8"):
+            raise
+        return _without_float(given, targets, bits, options, place, trial, error)
+    try:
+        # What INT8 may lose against FP16 is the verdict's to say, so that a typing is held against the other one alone.
+        asked = options.engine_asked(None if trial is None else replace(trial, floor=0.0))
+        int8 = Contender(precision="int8", forms=_int8_forms(given, targets, bits, place, asked), weight_bits=bits)
+    except EdgebertError as error:
+        if not _is_survived(error, options, ships="fp32"):
             raise
         return _without_int8(given, floats, fp32, targets, place, examples, error)
     verdict = verdict_from_forms(
@@ -205,6 +204,20 @@ def _measured(
         return Chosen(graph=floats, forms=fp32.forms, verdict=verdict, beside=beside)
     floats = _confident(floats, given.card.confidence, examples, logits)
     return Chosen(graph=floats, forms=_with_card(floats, fp32, targets, place), verdict=verdict, beside=beside)
+
+
+def _is_survived(error: EdgebertError, options: CompileOptions, *, ships: Precision) -> bool:
+    """Say whether the other precision ships where an engine of this one cannot be built: unless this one was asked for."""
+    return options.takes_engine and options.precision in ("auto", ships) and not isinstance(error, _NOT_OF_THE_GRAPH)
+
+
+def _int8_forms(
+    given: SourceGraph, targets: Sequence[Target], bits: Mapping[str, int], place: Place, asked: EngineAsked
+) -> dict[str, CompiledForm]:
+    return {
+        target.name: form_from_graph(given.for_bits(bits[target.name]), target, place.builder, asked)
+        for target in targets
+    }
 
 
 def _with_card(
@@ -244,6 +257,24 @@ def _without_int8(
         forms = _with_card(floats, fp32, targets, place)
     note = f"INT8 could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
     return Chosen(graph=floats, forms={name: replace(form, notes=(*form.notes, note)) for name, form in forms.items()})
+
+
+def _without_float(
+    given: SourceGraph,
+    targets: Sequence[Target],
+    bits: Mapping[str, int],
+    options: CompileOptions,
+    place: Place,
+    trial: Trial | None,
+    error: EdgebertError,
+) -> Chosen:
+    """Return the INT8 graph where no engine can be built of the float one, if INT8 holds what the float graph is worth here."""
+    _log.warning(
+        "the float graph cannot be compiled, so that INT8 ships without an engine to compare with: %s", error.what
+    )
+    note = f"the float graph could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
+    forms = _int8_forms(given, targets, bits, place, options.engine_asked(trial))
+    return Chosen(graph=given, forms={name: replace(form, notes=(*form.notes, note)) for name, form in forms.items()})
 
 
 def _beside(

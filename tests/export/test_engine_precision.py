@@ -189,6 +189,44 @@ def test_fp16_ships_where_no_int8_engine_can_be_built_and_that_is_said(
         compiled(pair, tmp_path, precision="int8", force=True)
 
 
+def test_int8_ships_where_no_float_engine_can_be_built_and_that_is_said(
+    board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = form_from_graph
+
+    def fails(graph: bytes, *rest: Any) -> Any:
+        if b"DequantizeLinear" not in graph:
+            raise EdgebertError("no engine could be built: a layer has no FP16 kernel")
+        return real(graph, *rest)
+
+    monkeypatch.setattr(precision_module, "form_from_graph", fails)
+    report = compiled(pair, tmp_path, max_drop=100.0)
+    assert (report.precision, report.verdict) == ("int8", "")
+    assert any(
+        "the float graph could not be compiled: no engine could be built" in note for note in report.forms[0].notes
+    )
+    with pytest.raises(EdgebertError, match="a layer has no FP16 kernel"):
+        compiled(pair, tmp_path, precision="fp32", force=True)
+
+
+def test_int8_without_a_float_engine_must_hold_what_the_float_graph_is_worth(
+    board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floors: list[float] = []
+
+    def fails(graph: bytes, target: Any, builder: Any, asked: Any) -> Any:
+        if b"DequantizeLinear" not in graph:
+            floors.append(asked.trial.floor)
+            raise EdgebertError("no engine could be built: a layer has no FP16 kernel")
+        floors.append(asked.trial.floor)
+        raise EdgebertError("no engine holds an accuracy")
+
+    monkeypatch.setattr(precision_module, "form_from_graph", fails)
+    with pytest.raises(EdgebertError, match="no engine holds an accuracy"):
+        compiled(pair, tmp_path, max_drop=0.0)
+    assert floors[0] == floors[1] > 0
+
+
 def test_fp16_that_ships_for_want_of_an_int8_engine_abstains_as_int8_would(
     board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
