@@ -12,8 +12,8 @@ handshake; the other half in a run whose wheel, bundle and images are on the dev
 
 After each cut it is checked that the call said so (LinkLostError, exit code 75) or had succeeded; that a result is there only where it
 had, whole and following from its samples; that what is kept of the run is complete launches; that no process of the device, of
-whatever session, is left after ten seconds, those left out in which it waited for a processor that others had; and, at every `--resume-every`-th position and wherever launches were kept, that the
-run goes on with `--resume` to a result that holds.
+whatever session, is left after ten seconds, those left out in which it waited for a processor that others had; and that the run goes on
+with `--resume` to a result that holds: at every `--resume-every`-th position, and wherever launches were kept.
 
 Twenty seconds a position on two busy cores. Prints one summary line, and returns 1 where anything of it did not hold.
 """

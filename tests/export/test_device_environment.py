@@ -110,7 +110,10 @@ import importlib, importlib.util, json, pkgutil, sys
 assert not [name for name in {WORKBENCH!r} if importlib.util.find_spec(name)]
 import edgebert
 failed = {{}}
-workbench = ("edgebert.models", "edgebert.train", "edgebert.export", "edgebert.calibration", "edgebert.runtime.torch_runner")
+workbench = (
+    *("edgebert.models", "edgebert.train", "edgebert.export", "edgebert.calibration", "edgebert.runtime.torch_runner"),
+    *("edgebert.remote.compile", "edgebert.remote.engine", "edgebert.remote.size"),  # what a host makes for a device
+)
 names = [
     module.name
     for package in ("", "bench.", "recipes.", "remote.", "runtime.")
