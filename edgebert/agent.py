@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = _command(commands, "doctor", _doctor, "say what works on this computer")
     doctor.add_argument("--jetson", action="store_true", help="check this Jetson rung by rung, and write one file")
-    doctor.add_argument("--output", type=Path, metavar="FILE", help="of --jetson; named by board and day if left out")
+    doctor.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="of --jetson; named by board and day if left out"
+    )
     doctor.add_argument("--force", action="store_true", help="let --jetson replace that file")
     return parser
 

@@ -35,14 +35,17 @@ from edgebert.runtime.tensorrt_api import load_tensorrt
 
 def answer(request: Fields, answers: IO[bytes]) -> None:
     """Do what was asked for, and write messages about it; every failure of our own kinds is one of them."""
+    runs = request.text("type") == "run"
     try:
-        kind, content = ("ran", _ran(request)) if request.text("type") == "run" else ("built", _built(request, answers))
+        kind, content = ("ran", _ran(request)) if runs else ("built", _built(request, answers))
     except EdgebertError as error:
         kind, content = "error", error_content(error)
     except MemoryError as error:
-        kind, content = "error", error_content(memory_exhausted("build", error))
+        kind, content = "error", error_content(memory_exhausted("run" if runs else "build", error))
     except OSError as error:
-        cannot = CannotWriteError(f"cannot keep the engine: {error.strerror or error}", hint="free space on the disk")
+        cannot = CannotWriteError(
+            f"cannot {'read' if runs else 'write'} the engine: {error.strerror or error}", hint="free space on the disk"
+        )
         kind, content = "error", error_content(cannot)
     write_message(answers, kind, request.integer("seq"), content)
 
@@ -59,7 +62,8 @@ def _built(request: Fields, answers: IO[bytes]) -> JsonObject:
     except (
         CannotWriteError
     ) as error:  # a home that cannot be written: the build takes longer the next time, and that is all
-        without = error.what
+        cause = error.__cause__  # without the path: this goes into the bundle, which others read
+        without = f"its folder cannot be made ({cause.strerror if isinstance(cause, OSError) else 'refused'})"
     sequence, lock = request.integer("seq"), threading.Lock()
 
     def share(done: float, phase: str) -> bool:

@@ -206,7 +206,7 @@ class _Child:
             if message is None:
                 raise self._died()
             if isinstance(message, BadDataError):
-                raise EdgebertError(f"the builder process broke the protocol: {message.what}") from message
+                raise EdgebertError(f"the process of the {self._task} broke the protocol: {message.what}") from message
             if message.text("type") != "progress":
                 return message
             percent = min(99, round(100 * message.number("share")))
@@ -286,19 +286,17 @@ class _Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_END_SECONDS)
         code, said = self._process.returncode, self._last_words()
+        what = {"build": "the build", "run": "the engine's first run"}[self._task]
         expected = f"free memory, which the CPU and the GPU of a Jetson share; {self.peak().to_text()}"
         if code == -signal.SIGKILL:
             counted = self._system_ran_out_of_memory()
-            what = {"build": "the build", "run": "the engine's first run"}[self._task]
             by = f"the system ended {what} because memory ran out" if counted else f"{what} was killed (signal 9)"
             doubt = (
                 "" if counted else ", which is how the system ends a process when memory is short; it has counted none"
             )
             return MemoryExhaustedError(f"{by}{doubt}", expected=expected, hint=FREE_MEMORY)
         if says_out_of_memory(said):
-            return MemoryExhaustedError(
-                f"memory ran out during the build: `{said}`", expected=expected, hint=FREE_MEMORY
-            )
+            return MemoryExhaustedError(f"memory ran out during {what}: `{said}`", expected=expected, hint=FREE_MEMORY)
         ending = "still runs" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
         if self._task == "run":
             what, wanted = (

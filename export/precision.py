@@ -20,6 +20,7 @@ from edgebert.data import DataOptions, Example, align_classes, load_dataset
 from edgebert.decisions import decisions
 from edgebert.errors import (
     BadDataError,
+    CannotWriteError,
     EdgebertError,
     LinkLostError,
     LockedError,
@@ -44,7 +45,7 @@ from edgebert.metrics import exact_match
 from edgebert.preprocess import load_image
 from edgebert.runtime.instructions import Int8Instructions
 from edgebert.runtime.runner import InputSpec
-from edgebert.target import Target, beside_of
+from edgebert.target import Target, beside_of, resolve_target
 
 _log = logging.getLogger("edgebert")
 
@@ -52,7 +53,7 @@ _MAX_NOTE = 500
 _LEAST_SECONDS = 0.1  # where answers alone are wanted
 _ROUNDING = 1e-9  # so that 0.5 points are 0.5 points in binary, too
 # Errors that say nothing of whether a graph can be built.
-_NOT_OF_THE_GRAPH = (LinkLostError, LockedError, RefusedError, UnavailableError, UsageError)
+_NOT_OF_THE_GRAPH = (CannotWriteError, LinkLostError, LockedError, RefusedError, UnavailableError, UsageError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,7 @@ def _measured(
     except EdgebertError as error:
         if not _is_survived(error, options, ships="fp32"):
             raise
-        return _without_int8(given, floats, fp32, targets, place, examples, error)
+        return _without_int8(given, floats, fp32, targets, options, place, examples, error)
     verdict = verdict_from_forms(
         fp32,
         int8,
@@ -207,8 +208,23 @@ def _measured(
 
 
 def _is_survived(error: EdgebertError, options: CompileOptions, *, ships: Precision) -> bool:
-    """Say whether the other precision ships where an engine of this one cannot be built: unless this one was asked for."""
-    return options.takes_engine and options.precision in ("auto", ships) and not isinstance(error, _NOT_OF_THE_GRAPH)
+    """Say whether the other precision ships where an engine of this one cannot be built.
+
+    It does where it was asked for. `auto` measures, and takes it unmeasured only where nothing but engines is asked for: a processor
+    that runs both graphs is to be measured.
+    """
+    if isinstance(error, _NOT_OF_THE_GRAPH) or not options.takes_engine:
+        return False
+    engines_alone = all(resolve_target(name).form == "engine" for name in options.targets)
+    return options.precision == ships or (options.precision == "auto" and engines_alone)
+
+
+def _warn_of_what_is_not_made(options: CompileOptions) -> None:
+    """Say what was asked for and needs both precisions, where one is there."""
+    if options.report is not None:
+        _log.warning("`--report %s`: nothing could be compared, so that no page is written", options.report)
+    if options.keep_both:
+        _log.warning("`--keep-both`: one precision could be compiled, and is kept")
 
 
 def _int8_forms(
@@ -242,12 +258,14 @@ def _without_int8(
     floats: SourceGraph,
     fp32: Contender,
     targets: Sequence[Target],
+    options: CompileOptions,
     place: Place,
     examples: Sequence[Example],
     error: EdgebertError,
 ) -> Chosen:
     """Return the float graph where no engine can be built of the INT8 one, and say so in every form."""
     _log.warning("INT8 cannot be compiled, so that the float graph ships unmeasured: %s", error.what)
+    _warn_of_what_is_not_made(options)
     forms: Mapping[str, CompiledForm] = fp32.forms
     if given.card.confidence is not None:
         images = np.stack([load_image(example.load(), given.card.preprocessing) for example in examples])
@@ -272,6 +290,7 @@ def _without_float(
     _log.warning(
         "the float graph cannot be compiled, so that INT8 ships without an engine to compare with: %s", error.what
     )
+    _warn_of_what_is_not_made(options)
     note = f"the float graph could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
     forms = _int8_forms(given, targets, bits, place, options.engine_asked(trial))
     return Chosen(graph=given, forms={name: replace(form, notes=(*form.notes, note)) for name, form in forms.items()})

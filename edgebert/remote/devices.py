@@ -189,7 +189,7 @@ def check_device_at(
     except UsageError:
         raise
     except EdgebertError as error:
-        known = {RefusedError: "host key and login", LockedError: "lock", UnavailableError: "what it needs"}
+        known = {RefusedError: "host key and login", LockedError: "lock", UnavailableError: "usable"}
         what = known.get(type(error), "reached")
         return CheckedDevice(
             host=host, checks=(DeviceCheck(what=what, state="fail", found=error.what, fix=error.hint or ""),)

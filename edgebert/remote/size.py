@@ -58,7 +58,7 @@ def sizes_on(
     with DeviceSession(transport, ssh=ssh, keep=keep) as session:
         environment, cores = _computer(session)
         found = SizePlace(
-            place=DevicePlace(session),
+            place=DevicePlace(session, keep=keep),
             measure_arms=_DeviceArms(session),
             environment=replace(environment, device=replace(environment.device, transport=transport.way)),
             cores=cores,

@@ -20,7 +20,7 @@ from edgebert.bench.loading import LoadRequest, load_arm
 from edgebert.bundle import read_bundle
 from edgebert.confidence import Confidence
 from edgebert.data import Example
-from edgebert.errors import EdgebertError, MemoryExhaustedError, UsageError
+from edgebert.errors import CannotWriteError, EdgebertError, MemoryExhaustedError, UsageError
 from edgebert.export import compile as compile_module
 from edgebert.export import precision as precision_module
 from edgebert.export.compile import CompileOptions, bundle_from_graph
@@ -190,7 +190,11 @@ def test_fp16_ships_where_no_int8_engine_can_be_built_and_that_is_said(
 
 
 def test_int8_ships_where_no_float_engine_can_be_built_and_that_is_said(
-    board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: Jetson,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     real = form_from_graph
 
@@ -200,13 +204,41 @@ def test_int8_ships_where_no_float_engine_can_be_built_and_that_is_said(
         return real(graph, *rest)
 
     monkeypatch.setattr(precision_module, "form_from_graph", fails)
-    report = compiled(pair, tmp_path, max_drop=100.0)
+    report = compiled(pair, tmp_path, max_drop=100.0, keep_both=True)
     assert (report.precision, report.verdict) == ("int8", "")
+    assert "`--keep-both`: one precision could be compiled, and is kept" in caplog.text
     assert any(
         "the float graph could not be compiled: no engine could be built" in note for note in report.forms[0].notes
     )
     with pytest.raises(EdgebertError, match="a layer has no FP16 kernel"):
         compiled(pair, tmp_path, precision="fp32", force=True)
+
+
+@pytest.mark.parametrize("fails", ["int8", "fp32"])
+def test_nothing_ships_unmeasured_for_a_processor_that_runs_both_graphs(
+    board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    real = form_from_graph
+
+    def failing(graph: bytes, target: Any, *rest: Any) -> Any:
+        if target.form == "engine" and (b"DequantizeLinear" in graph) == (fails == "int8"):
+            raise EdgebertError("no engine could be built")
+        return real(graph, target, *rest)
+
+    monkeypatch.setattr(precision_module, "form_from_graph", failing)
+    with pytest.raises(EdgebertError, match="no engine could be built"):
+        compiled(pair, tmp_path, targets=("cpu", "jetson"))
+
+
+def test_a_disk_that_is_full_says_nothing_of_a_graph(
+    board: Jetson, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(graph: bytes, *rest: Any) -> Any:
+        raise CannotWriteError("cannot write the engine: No space left on device")
+
+    monkeypatch.setattr(precision_module, "form_from_graph", full)
+    with pytest.raises(CannotWriteError):
+        compiled(pair, tmp_path)
 
 
 def test_int8_without_a_float_engine_must_hold_what_the_float_graph_is_worth(

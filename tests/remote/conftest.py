@@ -22,6 +22,7 @@ class DevicePython:
     """An interpreter with what the device wheel requires, and the wheel."""
 
     python: Path
+    version: str
     backend: str
     wheel: Path
 
@@ -73,7 +74,7 @@ def device_python(request: pytest.FixtureRequest, wheel_file: Path) -> DevicePyt
         if installed.returncode:
             pytest.skip(f"pip cannot install a device's packages here: {installed.stderr.strip().splitlines()[-1]}")
         complete.touch()
-    return DevicePython(python=python, backend=backend, wheel=wheel_file)
+    return DevicePython(python=python, version=version, backend=backend, wheel=wheel_file)
 
 
 def _interpreter(version: str) -> str | None:

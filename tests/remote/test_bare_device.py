@@ -1,6 +1,6 @@
 """The whole way on a device with a backend and neither numpy nor Pillow: the real wheels come from the index, and everything works.
 
-The device is a bare Python 3.10, as on JetPack 6. The wheels are kept in pytest's cache; where the index cannot be had, the tests are skipped
+The device is a bare Python: 3.10, as on JetPack 6, and in the long run newer ones. The wheels are kept in pytest's cache; where the index cannot be had, the tests are skipped
 and say so.
 """
 
@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 
 pytest.importorskip("asyncssh")
 
+_TARGETS = {"onnxruntime": "cpu", "openvino": "intel-cpu"}
+
 
 @pytest.fixture
 def bare_python(device_python: DevicePython, tmp_path: Path) -> Path:
     """A Python with the backend of a device, and with nothing of numpy and Pillow."""
-    base = (device_python.python.resolve(), device_python.python.parents[1] / "lib/python3.10/site-packages")
+    base = (
+        device_python.python.resolve(),
+        device_python.python.parents[1] / f"lib/python{device_python.version}/site-packages",
+    )
     subprocess.run([str(base[0]), "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    packages = tmp_path / "venv/lib/python3.10/site-packages"
+    packages = tmp_path / f"venv/lib/python{device_python.version}/site-packages"
     for path in base[1].iterdir():
         if path.name.lower().partition("-")[0].partition(".")[0] not in ("numpy", "pil", "pillow", "pip", "setuptools"):
             (packages / path.name).symlink_to(path)
@@ -46,10 +51,13 @@ def bare_python(device_python: DevicePython, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cached(request: pytest.FixtureRequest, bare_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wheels of this device, in the host's cache."""
+def cached(
+    request: pytest.FixtureRequest, device_python: DevicePython, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """The wheels of this device lie in the host's cache: the version of each module."""
     machine = os.uname().machine
-    wanted = [wheel for wheel in pinned_wheels() if (wheel.python, wheel.architecture) == ("3.10", machine)]
+    asked = (device_python.version, machine)
+    wanted = [wheel for wheel in pinned_wheels() if (wheel.python, wheel.architecture) == asked]
     if len(wanted) != 2:
         pytest.skip(f"no wheels are pinned for {machine}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(request.config.cache.mkdir("device-wheels")))
@@ -57,10 +65,15 @@ def cached(request: pytest.FixtureRequest, bare_python: Path, monkeypatch: pytes
         wheel_files(wanted, None, cache=default_cache())
     except UnavailableError as error:
         pytest.skip(error.what)
+    return {wheel.module: wheel.version for wheel in wanted}
 
 
 def test_bench_on_a_device_without_numpy_measures_and_leaves_nothing(
-    bare_python: Path, cached: None, make_toy_bundle: Callable[[Path], Path], tmp_path: Path
+    bare_python: Path,
+    device_python: DevicePython,
+    cached: dict[str, str],
+    make_toy_bundle: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
     images, home = tmp_path / "images", tmp_path / "home"
     for name in ("bolt", "gear", "nut", "washer"):
@@ -75,10 +88,16 @@ def test_bench_on_a_device_without_numpy_measures_and_leaves_nothing(
     )
     before = sha256_of_folder(bare_python.parents[1])
     options = BenchOptions(
-        data=str(images), targets=("cpu",), launches=1, seconds=0.2, queries=40, max_warmup_seconds=0.0, threads=1
+        data=str(images),
+        targets=(_TARGETS[device_python.backend],),
+        launches=1,
+        seconds=0.2,
+        queries=40,
+        max_warmup_seconds=0.0,
+        threads=1,
     )
     result = bench_on(pipe, [make_toy_bundle(tmp_path / "toy.edgebert")], tmp_path / "result.json", options)
-    assert (result.software["numpy"], result.software["Pillow"]) == ("1.26.4", "12.3.0")
+    assert (result.software["numpy"], result.software["Pillow"]) == (cached["numpy"], cached["PIL"])
     assert not result.status.partial
     assert sha256_of_folder(bare_python.parents[1]) == before
     assert [path.name for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
@@ -86,7 +105,7 @@ def test_bench_on_a_device_without_numpy_measures_and_leaves_nothing(
 
 def test_install_on_a_device_without_numpy_tests_itself_and_keeps_the_wheels_as_the_agent_is_kept(
     bare_python: Path,
-    cached: None,
+    cached: dict[str, str],
     start_device: Callable[..., Any],
     host_home: Path,
     make_toy_bundle: Callable[[Path], Path],
@@ -106,5 +125,7 @@ def test_install_on_a_device_without_numpy_tests_itself_and_keeps_the_wheels_as_
         checked = check_device_at(address)
         assert checked.exit_code == 0
         found = {check.what: check.found for check in checked.checks}
-        assert found["numpy"] == "missing there; edgebert brings 1.26.4 for its own process, 1.24 or newer is needed"
+        assert found["numpy"] == (
+            f"missing there; edgebert brings {cached['numpy']} for its own process, 1.24 or newer is needed"
+        )
     assert sha256_of_folder(bare_python.parents[1]) == before

@@ -85,7 +85,7 @@ def test_check_device_at_tells_what_a_device_lacks_from_one_that_cannot_be_reach
 
     monkeypatch.setattr("edgebert.remote.session.DeviceSession", lacks)
     (found,) = check_device_at("local:").checks
-    assert (found.what, found.state) == ("what it needs", "fail")
+    assert (found.what, found.state) == ("usable", "fail")
 
 
 def test_transport_of_takes_this_computer() -> None:
