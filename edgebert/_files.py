@@ -221,8 +221,8 @@ def check_file_is_free(path: Path, *, force: bool) -> None:
         raise _exists(path)
 
 
-def check_file_can_be_written(path: Path) -> None:
-    """Raise `CannotWriteError` where no file can be made, before any long work is done; nothing is left there.
+def check_can_be_written(path: Path) -> None:
+    """Raise `CannotWriteError` where no file or folder of this name can be made, before any long work is done; nothing is left there.
 
     A folder that is not there yet is not made: its nearest parent is asked.
     """

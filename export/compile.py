@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import edgebert
 from edgebert._files import (
     Output,
+    check_can_be_written,
     check_file_is_free,
     check_folder_is_free,
     check_not_input,
@@ -142,6 +143,8 @@ def _bundle_from_graph(graph: Path, output: Path, options: CompileOptions, place
         check_report_can_be_made()
         if output.absolute() in options.report.absolute().parents:
             raise UsageError(f"the report `{options.report}` lies in the bundle", hint="--report NAME.html")
+    for path in (output, *([] if options.report is None else [options.report])):
+        check_can_be_written(path)
     contents = [(graph, read_input(graph, what="the graph"))]
     if options.float_graph is not None:
         contents.append((options.float_graph, read_input(options.float_graph, what="the FP32 graph")))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgebert._files import check_file_can_be_written, check_file_is_free, check_not_input, sha256_of_path
+from edgebert._files import check_can_be_written, check_file_is_free, check_not_input, sha256_of_path
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.arms import ArmRequest, arms_from_paths, control_of, find_arm
 from edgebert.bench.comparisons import NARROW, comparisons_from_samples
@@ -79,7 +79,7 @@ def result_from_arms(
     """
     check_file_is_free(output, force=options.force)
     check_file_is_free(samples_path(output), force=options.force)
-    check_file_can_be_written(output)
+    check_can_be_written(output)
     arms = arms_from_paths(paths, options.targets)
     check_not_input(output, *(arm.path for arm in arms))
     names = [arm.name for arm in arms]

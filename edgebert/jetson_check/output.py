@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgebert._console import show
-from edgebert._files import check_file_can_be_written, check_file_is_free, staged_file
+from edgebert._files import check_can_be_written, check_file_is_free, staged_file
 from edgebert._json import dump_json
 from edgebert.jetson_check.ladder import Told, steps, today
 from edgebert.jetson_check.report import Report, Rung, board_of, file_name
@@ -52,7 +52,7 @@ class CheckFile:
 
     def _check(self, path: Path) -> None:
         check_file_is_free(path, force=self._force)
-        check_file_can_be_written(path)
+        check_can_be_written(path)
 
 
 def check_into_file(climb: Callable[[Told], Report], file: CheckFile, *, as_json: bool) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 
 from edgebert._console import printable
 from edgebert._files import (
-    check_file_can_be_written,
+    check_can_be_written,
     check_file_is_free,
     check_not_input,
     read_input,
@@ -116,7 +116,7 @@ def bench_on(
     """
     check_file_is_free(output, force=options.force)
     check_file_is_free(samples_path(output), force=options.force)
-    check_file_can_be_written(output)
+    check_can_be_written(output)
     work = planned(paths, output, options)
     run = RunFolder.beside(output) if resume is None else RunFolder(resume)
     asked = _asked(work, transport)

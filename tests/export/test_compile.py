@@ -453,3 +453,23 @@ def test_adding_a_form_keeps_what_a_newer_version_wrote(toy_graph: Path, tmp_pat
     assert written["invented"] == {"later": [1]}
     assert written["forms"][0]["cores"] == 4
     assert [form["target"] for form in written["forms"]] == ["cpu", "intel-cpu", "riscv-npu"]
+
+
+@pytest.mark.parametrize("what", ["bundle", "page"])
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_compiled(
+    toy_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def compiled(*arguments: object) -> None:
+        raise AssertionError("a form was compiled")
+
+    monkeypatch.setattr(compile_module, "chosen_graph", compiled)
+    (tmp_path / "a-file").write_bytes(b"")
+    nowhere = tmp_path / "a-file" / "toy.edgebert"
+    options = CompileOptions(canary="synthetic")
+    if what == "page":
+        options = CompileOptions(
+            precision="auto", float_graph=toy_graph, data="digits", report=nowhere.with_suffix(".html")
+        )
+    with pytest.raises(CannotWriteError, match=r"cannot write `.*/a-file/toy"):
+        bundle_from_graph(toy_graph, nowhere if what == "bundle" else tmp_path / "toy.edgebert", options)
+    assert not (tmp_path / "toy.edgebert").exists()
