@@ -150,13 +150,3 @@ def test_bindings_without_tensorrt_say_so_by_name(climb: Climb, monkeypatch: pyt
     assert (found.state, found.exit_code) == ("failed", 69)
     assert "TensorRT is not on this computer" in found.found
     assert "python3-libnvinfer" in found.hint
-
-
-def test_cuda_without_its_library_says_where_it_was_looked_for(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    if any(Path(f"/usr/local/cuda/lib64/libcudart.so.{number}").exists() for number in (12, 13)):
-        pytest.skip("this computer has a CUDA runtime")
-    found = looked(climb, "cuda")
-    assert (found.state, found.exit_code) == ("failed", 69)
-    assert "libcudart.so.12" in found.expected
-    assert os.environ.get("LD_LIBRARY_PATH") is None

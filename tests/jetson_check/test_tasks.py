@@ -18,7 +18,7 @@ from edgebert.jetson_check import bindings, child, engines, memory, sensors
 from edgebert.jetson_check.board import board as board_task
 from edgebert.jetson_check.reference import read_reference
 from edgebert.runtime import tensorrt_runner
-from edgebert.runtime.cuda import CudaRuntime
+from edgebert.runtime.cuda import CudaRuntime, load_cuda
 from edgebert.runtime.engine_manifest import ENGINE_FILE, check_engine
 from tests.jetson_check.conftest import asked, is_of
 from tests.tensorrt.double import VERSIONS
@@ -170,6 +170,14 @@ def test_cuda_fails_as_its_calls_do_and_frees_what_it_had(
     with pytest.raises(kind, match=f"`{function}` failed with error {code}"):
         memory.cuda(asked())
     jetson.cudart.fail("", 0)
+
+
+def test_cuda_without_its_library_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "load_cuda", lambda: load_cuda(("libcudart-that-nobody-has.so.12",)))
+    with pytest.raises(UnavailableError, match="the CUDA runtime cannot be loaded") as caught:
+        memory.cuda(asked())
+    assert caught.value.exit_code == 69
+    assert "libcudart-that-nobody-has.so.12" in str(caught.value.expected)
 
 
 def test_cuda_finds_bytes_that_come_back_otherwise(jetson: Jetson, monkeypatch: pytest.MonkeyPatch) -> None:
