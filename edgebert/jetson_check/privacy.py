@@ -28,6 +28,7 @@ _PATH = re.compile(r"(?:(?<![\w./~:-])/+|(?<![\w./~-])/|(?<=\bfile:)/+)(?:[^\s/`
 _QUOTED = re.compile(r"([`'\"])(/[^`'\"\n]+)\1")  # as messages show one; it may hold spaces
 _SYSTEM = ("/dev/", "/etc/", "/lib/", "/opt/nvidia/", "/proc/", "/sys/", "/usr/", "/var/lib/dpkg", "/var/lib/nvpmodel")
 _HARDWARE_ADDRESS = re.compile(r"\b(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}\b")
+_FIELD = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")  # of ours: of several words
 _SHORTEST = 3  # of a name: shorter ones occur inside of everything
 # What an image of JetPack is called before anybody has named it: it tells nothing, and occurs in what is to be told.
 _NOBODY = frozenset(
@@ -74,10 +75,21 @@ class Names:
         if isinstance(value, str):
             return self.scrubbed(value)
         if isinstance(value, Mapping):
-            return {self.scrubbed(name): self.scrubbed_value(entry) for name, entry in value.items()}
+            shown: dict[str, JsonValue] = {}
+            for name, entry in value.items():
+                key = self._scrubbed_name(name)
+                while key in shown:  # no fact is lost
+                    key += "_"
+                shown[key] = self.scrubbed_value(entry)
+            return shown
         if isinstance(value, (list, tuple)):
             return [self.scrubbed_value(entry) for entry in value]
         return value
+
+    def _scrubbed_name(self, name: str) -> str:
+        """Return the name of a field: our own, such as `max_mhz`, are left, whoever the user is."""
+        is_secret = name.lower() in (secret.lower() for secret in self.secrets)
+        return self.scrubbed(name) if is_secret or not _FIELD.fullmatch(name) else name
 
 
 def names_here(root: Path = Path("/")) -> Names:

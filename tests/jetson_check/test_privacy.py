@@ -54,6 +54,12 @@ def test_scrubbed_value_reaches_everything_inside() -> None:
     assert NAMES.scrubbed_value(value) == {HIDDEN: [1, None, {"at": PATH}], "ok": True}
 
 
+def test_scrubbed_value_loses_no_fact() -> None:
+    names = Names(secrets=("max", "min"))
+    value: JsonObject = {"max_mhz": 1, "min_mhz": 2, "max": 3, "MIN": 4}
+    assert names.scrubbed_value(value) == {"max_mhz": 1, "min_mhz": 2, HIDDEN: 3, f"{HIDDEN}_": 4}
+
+
 def test_names_here_knows_user_host_and_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "line-7-camera.plant.example")
     monkeypatch.setenv("HOME", "/home/annegret")
