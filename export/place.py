@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebert.bench.device_lock import device_lock
+from edgebert.bench.device_lock import COMPARE_WAIT_SECONDS, device_lock
 from edgebert.bench.environment.computer import hardware_name
 from edgebert.bench.rounds import TIMED_IMAGES, Times, answers_of, timed_rounds
 from edgebert.errors import UnavailableError
@@ -105,7 +105,7 @@ class Place(Protocol):
             max_seconds: timed, at most; the answers take what they take.
 
         Raises:
-            LockedError: another measurement runs there.
+            LockedError: another measurement runs there, and does not end in half an hour.
         """
         ...
 
@@ -157,7 +157,7 @@ class _Here:
     def compared(
         self, forms: Sequence[CompiledForm], spec: InputSpec, images: NDArray[np.uint8], *, max_seconds: float
     ) -> Compared:
-        with device_lock(), ExitStack() as stack:
+        with device_lock(wait_s=COMPARE_WAIT_SECONDS), ExitStack() as stack:
             runners = []
             for form in forms:
                 options = RunnerOptions(device=form.device, disabled_optimizers=form.disabled_optimizers)

@@ -12,9 +12,11 @@ True
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,11 @@ if sys.platform != "win32":
 
 LOCK_VARIABLE = "EDGEBERT_BENCH_LOCK"
 
+_log = logging.getLogger("edgebert")
+
+COMPARE_WAIT_SECONDS = 1800.0  # for forms that took minutes to build
 _HOLDER_BYTES = 32  # of `pid N`
+_LOOK_SECONDS = 0.2
 
 
 def device_lock_path() -> Path:
@@ -38,11 +44,12 @@ def device_lock_path() -> Path:
 
 
 @contextlib.contextmanager
-def device_lock(path: Path | None = None) -> Iterator[Path]:
-    """Hold the computer for one measurement, and yield the file that is locked.
+def device_lock(path: Path | None = None, *, wait_s: float = 0.0) -> Iterator[Path]:
+    """Hold the computer for one measurement, and yield the file that is locked. It cannot be held twice by one process.
 
     Args:
         path: the file; `device_lock_path()` if not given.
+        wait_s: for how long another measurement is waited for, where much would be lost otherwise.
 
     Raises:
         LockedError: another process measures; it says which one.
@@ -61,10 +68,26 @@ def device_lock(path: Path | None = None) -> Iterator[Path]:
             hint=f"name another file in {LOCK_VARIABLE}",
         ) from error
     try:
-        _take(descriptor, path)
+        _wait(descriptor, path, wait_s)
         yield path
     finally:
         os.close(descriptor)
+
+
+def _wait(descriptor: int, path: Path, wait_s: float) -> None:
+    until, is_said = time.monotonic() + wait_s, False
+    while True:
+        try:
+            _take(descriptor, path)
+        except LockedError as error:
+            if time.monotonic() >= until:
+                raise
+            if not is_said:
+                _log.warning("%s: waiting for it", error.what)
+            is_said = True
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
 
 
 def _take(descriptor: int, path: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgebert._json import Fields, JsonObject
 from edgebert.bench.codec import from_json, to_json
-from edgebert.bench.device_lock import device_lock
+from edgebert.bench.device_lock import COMPARE_WAIT_SECONDS, device_lock
 from edgebert.bench.environment.computer import hardware_name
 from edgebert.bench.rounds import TIMED_IMAGES, answers_of, timed_rounds
 from edgebert.errors import BadDataError
@@ -75,7 +75,7 @@ def compare(link: Link, store: Store, request: Frame) -> _Answer:
     fields = request.fields
     spec = _spec(fields.fields("spec"))
     images = _tensors(store, fields, spec)
-    with device_lock(), ExitStack() as stack:
+    with device_lock(wait_s=COMPARE_WAIT_SECONDS), ExitStack() as stack:
         runners = []
         for form in fields.list_of_fields("forms"):
             files = {

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,3 +103,16 @@ def test_device_lock_path_is_the_users_own_or_what_the_variable_names(
     assert device_lock_path() == tmp_path / "mine"
     monkeypatch.delenv(LOCK_VARIABLE)
     assert device_lock_path().name == f"edgebert-bench-{os.getuid()}.lock"
+
+
+def test_device_lock_waits_where_it_is_asked_to_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "lock"
+    with holder(path) as process:
+        ender = threading.Timer(0.5, process.kill)
+        ender.start()
+        with device_lock(path, wait_s=60.0):
+            assert path.read_text() == f"pid {os.getpid()}"
+        ender.join()
+        assert f"(pid {process.pid}): waiting for it" in caplog.text
+    with holder(path), pytest.raises(LockedError), device_lock(path, wait_s=0.3):
+        raise AssertionError("two measurements at once")
