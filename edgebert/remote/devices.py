@@ -180,8 +180,10 @@ def check_device_at(
     from edgebert.remote.session import DeviceSession
     from edgebert.remote.transport import transport_of
 
+    session = None
     try:
-        with DeviceSession(transport_of(host, python=python, wheels=wheels), ssh=ssh, only_looks=True) as session:
+        session = DeviceSession(transport_of(host, python=python, wheels=wheels), ssh=ssh, only_looks=True)
+        with session:
             asked = time.time()
             said = session.ask("facts", {}, timeout_s=120.0).fields
             now = (asked + time.time()) / 2
@@ -189,7 +191,8 @@ def check_device_at(
     except UsageError:
         raise
     except EdgebertError as error:
-        known = {RefusedError: "host key and login", LockedError: "lock", UnavailableError: "usable"}
+        lacks = "usable" if session is not None and session.has_answered else "reached"
+        known = {RefusedError: "host key and login", LockedError: "lock", UnavailableError: lacks}
         what = known.get(type(error), "reached")
         return CheckedDevice(
             host=host, checks=(DeviceCheck(what=what, state="fail", found=error.what, fix=error.hint or ""),)

@@ -165,6 +165,11 @@ class DeviceSession:
         return self._device
 
     @property
+    def has_answered(self) -> bool:
+        """Whether the device said what it is, usable or not."""
+        return self._device is not None
+
+    @property
     def transport(self) -> Transport:
         """How it is reached."""
         return self._transport
@@ -423,13 +428,13 @@ class DeviceSession:
             await self._ended_early(remote)
         fields = checked_answer(hello, name=self.name, nonce=self._nonce, max_bytes=_HELLO_BYTES)
         device = device_of_hello(fields, name=self.name)
+        self._device = device
         check_device_is_usable(
             device,
             python=self._transport.python,
             ssh_arguments=self._transport.ssh_arguments(),
             backends=self._backends,
         )
-        self._device = device
         if fields.value.get("wheel") is not True:
             await self._write(remote, (self._wheel.content,))
         await self._put(READY, {"keep": self._keep, "only_looks": self._only_looks}, ())

@@ -83,7 +83,9 @@ def test_check_device_at_tells_what_a_device_lacks_from_one_that_cannot_be_reach
     def lacks(*arguments: Any, **options: Any) -> Any:
         raise UnavailableError("`local:` has no onnxruntime and no openvino")
 
-    monkeypatch.setattr("edgebert.remote.session.DeviceSession", lacks)
+    (found,) = check_device_at("local:/no/such/python").checks
+    assert (found.what, found.state) == ("reached", "fail")
+    monkeypatch.setattr("edgebert.remote.session.check_device_is_usable", lacks)
     (found,) = check_device_at("local:").checks
     assert (found.what, found.state) == ("usable", "fail")
 
