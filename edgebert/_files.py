@@ -227,9 +227,9 @@ def check_can_be_written(path: Path) -> None:
     A folder that is not there yet is not made: its nearest parent is asked.
     """
     folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
     try:
+        while not folder.exists():
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

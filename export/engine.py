@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -122,6 +122,7 @@ class EngineCandidate:
         folder: with `engine.plan` and `engine.json`; None where it could not be built.
         manifest: its content; None where it could not be built.
         failure: the whole message, empty where there is an engine.
+        error: what that is the message of.
         is_reused: whether it was there before, of the same graph, flags and computer.
         seconds: that TensorRT searched.
         peak: memory of the builder process; None where none ran to its end.
@@ -134,6 +135,7 @@ class EngineCandidate:
     folder: Path | None = None
     manifest: EngineManifest | None = None
     failure: str = ""
+    error: EdgebertError | None = field(default=None, repr=False, compare=False)
     is_reused: bool = False
     seconds: float = 0.0
     peak: MemoryPeak | None = None
@@ -230,29 +232,29 @@ def build_engine(
     missing = next((typing for typing in typings if typing not in given), None)
     if missing is not None:
         raise UsageError(f"no graph for a {missing}ly typed network", expected=", ".join(given) or "a graph")
-    candidates, errors = [], []
+    candidates = []
     for typing in typings:
         try:
             candidates.append(_candidate(given[typing], typing, options, progress))
         except EdgebertError as error:
-            errors.append(error)
-            candidates.append(EngineCandidate(typing=typing, failure=str(error)))
-    if len(errors) == len(candidates):
-        raise none_left(candidates, errors[0])
+            candidates.append(EngineCandidate(typing=typing, failure=str(error), error=error))
+    if not any(candidate.manifest for candidate in candidates):
+        raise none_left(candidates)
     return EngineReport(candidates=tuple(candidates))
 
 
-def none_left(candidates: Sequence[EngineCandidate], first: EdgebertError) -> EdgebertError:
+def none_left(candidates: Sequence[EngineCandidate]) -> EdgebertError:
     """Return the error to raise where no typing has become an engine: the first one, or one of its kind that has every reason.
 
     Args:
-        candidates: all of them, each with its failure.
-        first: of them.
+        candidates: all of them, each with its error.
     """
-    if len({each.failure for each in candidates}) == 1:
+    errors = [(each.typing, each.error) for each in candidates if each.error is not None]
+    first = errors[0][1]
+    if len({str(error) for _, error in errors}) == 1:
         return first
-    whats = "; ".join(f"{each.typing}: {each.failure.splitlines()[0]}" for each in candidates)
-    return type(first)(f"no engine could be built: {whats}", expected=first.expected, hint=first.hint)
+    whats = "; ".join(f"{typing}: {error.what}" for typing, error in errors)
+    return type(first)(f"no engine could be built and run: {whats}", expected=first.expected, hint=first.hint)
 
 
 def engine_files(candidate: EngineCandidate) -> dict[str, bytes]:
@@ -388,7 +390,12 @@ def _request(typing: Typing, options: EngineOptions) -> PlanRequest:
 def _cache(options: EngineOptions) -> Path | None:
     if options.timing_cache == "off":
         return None
-    return default_folder() if options.timing_cache == "private" else Path(options.timing_cache)
+    if options.timing_cache != "private":
+        return Path(options.timing_cache)
+    try:
+        return default_folder()
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _manifest(graph: bytes, plan: Path, typing: Typing, options: EngineOptions, answer: Fields) -> EngineManifest:

@@ -302,7 +302,10 @@ def _kept_times(cache: TimingCache | None, timing: tensorrt.ITimingCache | None)
     try:
         cache.write(bytes(serialized))
     except CannotWriteError as error:
-        return [error.what]
+        cause = error.__cause__  # without the path: notes go into the bundle, which others read
+        return [
+            f"edgebert could not write the timing cache: {cause.strerror if isinstance(cause, OSError) else 'refused'}"
+        ]
     return []
 
 

@@ -24,7 +24,7 @@ from edgebert._json import Fields, JsonObject
 from edgebert.bench.child import die_with_parent
 from edgebert.bench.out_of_memory import memory_exhausted
 from edgebert.bench.protocol import error_content, read_message, write_message
-from edgebert.errors import BadDataError, CannotWriteError, EdgebertError
+from edgebert.errors import BadDataError, CannotWriteError, EdgebertError, UnreadableError
 from edgebert.export.engine_build import PlanRequest, build_plan
 from edgebert.export.engine_cache import TimingCache
 from edgebert.fingerprint import gpu_facts, machine
@@ -43,9 +43,10 @@ def answer(request: Fields, answers: IO[bytes]) -> None:
     except MemoryError as error:
         kind, content = "error", error_content(memory_exhausted("run" if runs else "build", error))
     except OSError as error:
-        cannot = CannotWriteError(
-            f"cannot {'read' if runs else 'write'} the engine: {error.strerror or error}", hint="free space on the disk"
-        )
+        reason = error.strerror or error
+        cannot: EdgebertError = CannotWriteError(f"cannot write the engine: {reason}", hint="free space on the disk")
+        if runs:
+            cannot = UnreadableError(f"cannot read the engine: {reason}", hint="run the command again")
         kind, content = "error", error_content(cannot)
     write_message(answers, kind, request.integer("seq"), content)
 

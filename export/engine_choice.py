@@ -238,7 +238,6 @@ def _asked(
     """
     runners: dict[Typing, Runner] = {}
     accuracies: dict[Typing, float] = {}
-    errors: list[EdgebertError] = []
     candidates: list[EngineCandidate] = []
     for candidate in report.candidates:
         if candidate.manifest is not None:
@@ -251,14 +250,13 @@ def _asked(
                 logits = answers_of(runner, trial.tensors)
                 _check_finite(logits)
             except EdgebertError as error:
-                errors.append(error)
-                candidates.append(replace(candidate, manifest=None, folder=None, failure=str(error)))
+                candidates.append(replace(candidate, manifest=None, folder=None, failure=str(error), error=error))
                 continue
             accuracies[candidate.typing] = float(exact_match(trial.expected, decisions(logits, trial.thresholds)))
             runners[candidate.typing] = runner
         candidates.append(candidate)
     if not runners:
-        raise none_left(candidates, errors[0])
+        raise none_left(candidates)
     return runners, accuracies, EngineReport(candidates=tuple(candidates))
 
 

@@ -141,7 +141,8 @@ def engine_notes(chosen: ChosenEngine, label: str) -> tuple[str, ...]:
 
 def _told(tried: TriedEngine, *, ships: bool) -> list[str]:
     if tried.failure:
-        return [f"{tried.typing} failed: {tried.failure}"]
+        # What was expected holds last words of a process, with paths of its computer, and is in the log; this goes into the bundle.
+        return [f"{tried.typing} failed: {tried.failure.partition(chr(10))[0]}"]
     if not ships:
         return []
     memory = "" if tried.resident_mib is None else f", the builder held {tried.resident_mib:,} MiB at its peak"

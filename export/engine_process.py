@@ -153,6 +153,8 @@ def run_once(
         answer = child.answer(_Unseen(), timeout_s)
         if answer.text("type") == "error":
             raise error_from_message(answer)
+        if answer.text("type") != "ran":
+            raise EdgebertError(f"the process of the run says `{answer.text('type')}`", expected="`ran`")
 
 
 class _Unseen:

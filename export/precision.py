@@ -26,6 +26,7 @@ from edgebert.errors import (
     LockedError,
     RefusedError,
     UnavailableError,
+    UnreadableError,
     UsageError,
 )
 from edgebert.export.compile_options import CompileOptions
@@ -53,7 +54,10 @@ _MAX_NOTE = 500
 _LEAST_SECONDS = 0.1  # where answers alone are wanted
 _ROUNDING = 1e-9  # so that 0.5 points are 0.5 points in binary, too
 # Errors that say nothing of whether a graph can be built.
-_NOT_OF_THE_GRAPH = (CannotWriteError, LinkLostError, LockedError, RefusedError, UnavailableError, UsageError)
+_NOT_OF_THE_GRAPH = (
+    *(CannotWriteError, LinkLostError, LockedError, RefusedError),
+    *(UnavailableError, UnreadableError, UsageError),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +277,7 @@ def _without_int8(
         (logits,) = place.compared([first], floats.spec, images, max_seconds=_LEAST_SECONDS).rows
         floats = _confident(floats, given.card.confidence, examples, logits)
         forms = _with_card(floats, fp32, targets, place)
-    note = f"INT8 could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
+    note = f"INT8 could not be compiled: {error.what}"[:_MAX_NOTE]
     return Chosen(graph=floats, forms={name: replace(form, notes=(*form.notes, note)) for name, form in forms.items()})
 
 
@@ -286,12 +290,15 @@ def _without_float(
     trial: Trial | None,
     error: EdgebertError,
 ) -> Chosen:
-    """Return the INT8 graph where no engine can be built of the float one, if INT8 holds what the float graph is worth here."""
+    """Return the INT8 graph where the float one has no engine: under `auto`, if INT8 holds what the float graph is worth here."""
     _log.warning(
-        "the float graph cannot be compiled, so that INT8 ships without an engine to compare with: %s", error.what
+        "the float graph has no engine that can ship, so that INT8 does, and how often both would decide alike was not measured: %s",
+        error.what,
     )
     _warn_of_what_is_not_made(options)
-    note = f"the float graph could not be compiled: {' '.join(str(error).split())}"[:_MAX_NOTE]
+    note = f"not held against the float graph, which has no engine that can ship: {error.what}"[:_MAX_NOTE]
+    if options.precision == "int8" and trial is not None:
+        trial = replace(trial, floor=0.0)  # it ships as asked, whatever it is worth
     forms = _int8_forms(given, targets, bits, place, options.engine_asked(trial))
     return Chosen(graph=given, forms={name: replace(form, notes=(*form.notes, note)) for name, form in forms.items()})
 

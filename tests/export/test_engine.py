@@ -17,7 +17,14 @@ from typing import Any
 
 import pytest
 
-from edgebert.errors import EdgebertError, MemoryExhaustedError, RefusedError, UnavailableError, UsageError
+from edgebert.errors import (
+    EdgebertError,
+    MemoryExhaustedError,
+    RefusedError,
+    UnavailableError,
+    UnreadableError,
+    UsageError,
+)
 from edgebert.export import engine_process
 from edgebert.export.engine import (
     EngineCandidate,
@@ -414,3 +421,26 @@ def test_no_engine_that_holds_accuracy_is_an_error(both: EngineReport) -> None:
 def test_an_engine_that_was_not_measured_cannot_be_judged(both: EngineReport) -> None:
     with pytest.raises(UsageError, match="the weakly typed engine was not measured"):
         faster_engine(both, measured((0.9, 1.0), (0.9, 1.0))[1:], floor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("says", "error", "said"),
+    [
+        ("sys.exit(3)", EdgebertError, r"crashes where it is first run \(exit code 3\)"),
+        ("time.sleep(60)", EdgebertError, "did not answer one image within 1 s"),
+        ("print('x', flush=True); time.sleep(60)", EdgebertError, "process of the run broke the protocol"),
+        ("write_message(sys.stdout.buffer, 'built', 1, {}); time.sleep(60)", EdgebertError, "says `built`"),
+        ("os.kill(os.getpid(), 9)", MemoryExhaustedError, "the engine's first run was killed"),
+    ],
+)
+def test_run_once_explains_a_process_that_does_not_answer(
+    toy: Any, tmp_path: Path, says: str, error: type[EdgebertError], said: str
+) -> None:
+    code = f"import os, sys, time\nfrom edgebert.bench.protocol import write_message\nsys.stdin.readline()\n{says}"
+    with pytest.raises(error, match=said):
+        engine_process.run_once(tmp_path, toy.spec, timeout_s=1.0, command=(sys.executable, "-c", code))
+
+
+def test_run_once_says_that_an_engine_cannot_be_read(device: Device, toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match="cannot read the engine: No such file or directory"):
+        engine_process.run_once(tmp_path, toy.spec)

@@ -332,7 +332,7 @@ def test_an_engine_is_kept_where_its_times_cannot_be(
     cache = TimingCache.of(folder, ORIN_NANO, "10.3.0")
     folder.rmdir()
     built = build(jetson, graph, tmp_path, cache=cache)
-    assert [note[:30] for note in built.notes] == ["cannot write the timing cache "[:30]]
+    assert built.notes == ("edgebert could not write the timing cache: No such file or directory",)
     assert (tmp_path / "engine.plan").stat().st_size > 0
 
 

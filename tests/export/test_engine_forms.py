@@ -150,7 +150,9 @@ def test_compile_survives_a_typing_that_cannot_be_built(
 
 def test_compile_writes_nothing_where_no_typing_can_be_built(board: Jetson, graph: Path, tmp_path: Path) -> None:
     board.script.build_errors = {"weak": ("one thing",), "strong": ("another",)}
-    with pytest.raises(EdgebertError, match=r"no engine could be built: weak: .*one thing.*; strong: .*another"):
+    with pytest.raises(
+        EdgebertError, match=r"no engine could be built and run: weak: .*one thing.*; strong: .*another"
+    ):
         compiled(graph, tmp_path)
     assert not (tmp_path / "toy.edgebert").exists()
 

@@ -142,7 +142,7 @@ def test_bundle_on_survives_a_typing_that_the_device_cannot_build(board: Board, 
 def test_bundle_on_says_why_no_engine_was_built(board: Board, graph: Path, tmp_path: Path) -> None:
     device = board(build_errors={"weak": ["one fault"], "strong": ["another fault"]})
     with pytest.raises(
-        EdgebertError, match=r"on `local:\S*`: no engine could be built: weak: .*one fault.*another fault"
+        EdgebertError, match=r"on `local:\S*`: no engine could be built and run: weak: .*one fault.*another fault"
     ):
         made_on(device, graph, tmp_path)
     assert not (tmp_path / "toy.edgebert").exists()
@@ -170,6 +170,15 @@ def test_bundle_on_says_why_every_engine_failed(board: Board, graph: Path, tmp_p
         dies="SIGSEGV", dies_in="run", dies_of="weak", build_errors={"strong": ["a fault of the strong one"]}
     )
     with pytest.raises(EdgebertError, match=r"weak: .* crashes where .*; strong: .*a fault of the strong one"):
+        made_on(device, graph, tmp_path)
+
+
+def test_bundle_on_ends_as_the_first_typing_did_where_every_engine_failed(
+    board: Board, graph: Path, tmp_path: Path
+) -> None:
+    said = ["Error Code 2: OutOfMemory (Requested amount of GPU memory (272573440 bytes) could not be allocated.)"]
+    device = board(dies="SIGSEGV", dies_in="run", dies_of="strong", build_errors={"weak": said})
+    with pytest.raises(MemoryExhaustedError, match=r"weak: .*; strong: .* crashes where"):
         made_on(device, graph, tmp_path)
 
 
