@@ -190,12 +190,23 @@ class DeviceSession:
     ) -> None:
         try:
             if error is None:
-                self._leave(_LEAVE_SECONDS)
+                self._leave_done()
             elif self._ended is None and not self._asked:  # the link is whole, and nothing is under way there
                 with contextlib.suppress(EdgebertError):
                     self._leave(_LEAVE_AFTER_ERROR_SECONDS)
         finally:
             self._close()
+
+    def _leave_done(self) -> None:
+        """Leave where all that was asked is answered: a link that breaks now takes nothing back of what was made of the answers."""
+        try:
+            self._leave(_LEAVE_SECONDS)
+        except LinkLostError as error:
+            _log.warning(
+                "all is done, but what was sent to `%s` may still lie there until the next call: %s",
+                self.name,
+                error.what,
+            )
 
     def _leave(self, timeout_s: float) -> None:
         """Let the device clear away, and wait until it has."""

@@ -26,6 +26,7 @@ from edgebert.export.compile import CompileOptions
 from edgebert.export.metadata import bytes_of_model, parse_graph, with_metadata
 from edgebert.remote.compile import DevicePlace, bundle_on
 from edgebert.remote.engine import array_of
+from edgebert.remote.session import DeviceSession
 
 Start = Callable[..., Any]
 
@@ -97,6 +98,35 @@ def test_bundle_on_writes_nothing_where_the_link_breaks(
     assert [path.name for path in tmp_path.iterdir() if "edgebert" in path.name] == []
 
 
+def test_bundle_on_has_succeeded_where_the_link_breaks_at_the_goodbye(
+    start_device: Start,
+    cutting_proxy: Start,
+    host_home: Path,
+    graph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with start_device() as device, cutting_proxy(device.port, None) as proxy:
+        device.trust(host_home / ".ssh/known_hosts", port=proxy.port)
+        leave = DeviceSession._leave
+
+        def cut_first(session: DeviceSession, timeout_s: float) -> None:
+            proxy.cut()
+            leave(session, timeout_s)
+
+        monkeypatch.setattr(DeviceSession, "_leave", cut_first)
+        output = tmp_path / "toy.edgebert"
+        made = bundle_on(
+            transport_of(f"pi@127.0.0.1:{proxy.port}"),
+            graph,
+            output,
+            CompileOptions(targets=("cpu",), canary="synthetic"),
+        )
+    assert made.digest == read_bundle(output).digest
+    assert "all is done, but what was sent to" in caplog.text
+
+
 def test_bundle_on_refuses_a_target_that_the_device_lacks(pipe: LocalPipe, graph: Path, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="tensorrt") as caught:
         bundle_on(pipe, graph, tmp_path / "toy.edgebert", CompileOptions(targets=("jetson",), canary="synthetic"))
@@ -112,7 +142,6 @@ def test_rows_of_another_shape_or_type_are_refused(rows: Any) -> None:
         array_of("device", stream.getvalue(), (4, 4))
 
 
-@pytest.mark.slow
 def test_sizes_on_measures_on_the_device(pipe: LocalPipe) -> None:
     pytest.importorskip("torch")
     from edgebert.remote.size import sizes_on
