@@ -48,7 +48,7 @@ proof-runtime: $(DEV_STAMP) ## the runtime and the bundle held against their lis
 	-$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python benchmarks/proof_runtime.py
 
-proof-jetson: $(DEV_STAMP) ## the Jetson part, held without a Jetson against its list, docs/proofs/jetson.md (two hours; gcc, openssh-server)
+proof-jetson: $(DEV_STAMP) ## the Jetson part, held without a Jetson against its list, docs/proofs/jetson.md (two and a half hours; gcc, openssh-server)
 	$(BIN)/python benchmarks/proof_jetson.py
 
 check-sshd: $(DEV_STAMP) ## the commands with --host over OpenSSH's sshd (five minutes; Debian or Ubuntu: openssh-server)

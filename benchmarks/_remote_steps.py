@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import remote_cuts
 from _bare_python import described
 from _ssh_device import processes_of
 from _tiny_bundles import linear
 
 from edgebert.bench.comparison.validation import check_result
-from edgebert.export.metadata import bytes_of_model, with_metadata
 
 NAME = "board"  # of the device, in the SSH configuration
 
@@ -38,7 +36,7 @@ def passed(work: Path, device: remote_cuts.Device, python: Path, *, target: str,
     device.trust(known)
     config = f"Host *\n User {getpass.getuser()}\nHost {NAME}\n HostName 127.0.0.1\n Port {device.port}\n"
     (known.parent / "config").write_text(config, encoding="utf-8")
-    _write_graph(work / "tiny.onnx")
+    remote_cuts.write_graph(work / "tiny.onnx")
     images = remote_cuts.some_images(work / "images", linear(1).card.class_names)
     steps: list[tuple[str, Callable[[], str]]] = [
         ("device", lambda: described(python)),
@@ -70,11 +68,6 @@ def _edgebert(work: Path, *arguments: str) -> str:
     if ran.returncode:
         raise AssertionError(f"exit code {ran.returncode}: {' '.join(ran.stderr.split())[-800:]}")
     return ran.stdout
-
-
-def _write_graph(path: Path) -> None:
-    tiny = linear(1)
-    path.write_bytes(bytes_of_model(with_metadata(onnx.load_from_string(tiny.graph()), tiny.card, ())))
 
 
 def _compile(work: Path, target: str) -> str:

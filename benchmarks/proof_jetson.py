@@ -1,6 +1,6 @@
 """Hold the Jetson part against its list, one line and one verdict for each item, and write docs/proofs/jetson.md.
 
-    make proof-jetson                      # two hours on two cores; gcc, OpenSSH's client and server (Debian: openssh-server), pip's index
+    make proof-jetson                      # two and a half hours on two busy cores; gcc, OpenSSH's client and server (Debian: openssh-server), pip's index
     python benchmarks/proof_jetson.py --only bindings
     python benchmarks/proof_jetson.py --keep           # go on where an earlier call was interrupted
 
@@ -107,6 +107,19 @@ ITEMS = (
         ("benchmarks/remote_cuts.py", "--kept", "{folder}/cuts.jsonl"),
     ),
     Item(
+        "cuts-compile",
+        "the same of compile: nothing is there, or a bundle that opens, and the same command again succeeds",
+        ("benchmarks/remote_cuts.py", "--command", "compile", "--kept", "{folder}/cuts-compile.jsonl"),
+    ),
+    Item(
+        "cuts-size",
+        "the same of size, at 40 positions: no table, or a whole one",
+        (
+            *("benchmarks/remote_cuts.py", "--command", "size", "--positions", "40", "--silent", "8"),
+            *("--kept", "{folder}/cuts-size.jsonl"),
+        ),
+    ),
+    Item(
         "host-keys",
         "an unknown, changed or revoked key, one of another authority, one under a hashed name, of another port or of another kind: compile, bench and size are refused before anything is run, sent or written",
         (
@@ -162,6 +175,8 @@ SHORT: dict[str, tuple[str, ...]] = {
         "tests/test_jetson_proof.py::test_swept_goes_on_where_an_earlier_call_ended",
         "tests/remote/test_remote_bench.py::test_bench_on_keeps_complete_launches_where_the_link_breaks_and_resume_goes_on_from_them",
     ),
+    "cuts-compile": ("tests/remote/test_remote_cuts.py::test_links_cut_at_a_few_positions_end_in_a_correct_verdict",),
+    "cuts-size": ("tests/remote/test_remote_cuts.py::test_links_cut_at_a_few_positions_end_in_a_correct_verdict",),
     "host-keys": (
         "tests/remote/test_remote_host_keys.py::test_session_is_refused_before_anything_is_run_sent_or_written",
     ),

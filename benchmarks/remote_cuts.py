@@ -1,6 +1,8 @@
-"""Links cut at every position of `bench --host`: a correct verdict, no orphan, and no partial result that calls itself complete.
+"""Links cut at every position of `bench`, `compile` or `size` with `--host`: a correct verdict, no orphan, and nothing partial that calls
+itself complete.
 
     python benchmarks/remote_cuts.py
+    python benchmarks/remote_cuts.py --command compile
     python benchmarks/remote_cuts.py --positions 12 --silent 2
     python benchmarks/remote_cuts.py --kept FILE.jsonl     # go on where an earlier call was ended; a line that is removed is cut again
 
@@ -13,7 +15,8 @@ handshake; the other half in a run whose wheel, bundle and images are on the dev
 After each cut it is checked that the call said so (LinkLostError, exit code 75) or had succeeded; that a result is there only where it
 had, whole and following from its samples; that what is kept of the run is complete launches; that no process of the device, of
 whatever session, is left after ten seconds, those left out in which it waited for a processor that others had; and that the run goes on
-with `--resume` to a result that holds: at every `--resume-every`-th position, and wherever launches were kept.
+with `--resume` to a result that holds: at every `--resume-every`-th position, and wherever launches were kept. `compile` and `size` leave
+nothing at all where the link was lost, and the same command again succeeds.
 
 Twenty seconds a position on two busy cores. Prints one summary line, and returns 1 where anything of it did not hold.
 """
@@ -34,17 +37,23 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnx
 from _proof import commit_of_checkout
 from _ssh_device import CuttingProxy, SshDevice, as_host, processes_of
 from _tiny_bundles import linear
 from PIL import Image
 
+from edgebert import Classifier
+from edgebert._json import Fields, parse_json_object
 from edgebert.bench.comparison.validation import check_result
 from edgebert.bench.options import BenchOptions
 from edgebert.bench.result import read_result
 from edgebert.bundle import read_bundle
-from edgebert.errors import EdgebertError, LinkLostError
+from edgebert.errors import BadDataError, EdgebertError, LinkLostError
+from edgebert.export.compile import CompileOptions
+from edgebert.export.metadata import bytes_of_model, with_metadata
 from edgebert.remote.bench import bench_on
+from edgebert.remote.compile import bundle_on
 from edgebert.remote.run_folder import RunFolder
 from edgebert.remote.ssh import SshOptions
 from edgebert.remote.transport import transport_of
@@ -89,6 +98,7 @@ class Cut:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweep and return 1 where something did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--command", choices=("bench", "compile", "size"), default="bench")
     parser.add_argument("--positions", type=int, default=200)
     parser.add_argument("--silent", type=int, default=20, help="of the positions, those where the link falls silent")
     parser.add_argument("--resume-every", type=int, default=10)
@@ -102,14 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = Path(name)
         as_host(work / "host")
         with SshDevice(home=work / "device", host_home=work / "host", python=given.python) as device:
-            cuts = swept(work, device, given.positions, given.silent, given.resume_every, kept=given.kept)
+            cuts = swept(
+                work, device, given.positions, given.silent, given.resume_every, command=given.command, kept=given.kept
+            )
     wrong = [cut for cut in cuts if cut.wrong]
     for cut in wrong:
         print(f"cut after {cut.after_bytes:,} bytes: {'; '.join(cut.wrong)}")
     done, resumed = sum(cut.said == "done" for cut in cuts), sum(cut.resumed > 0 for cut in cuts)
     again, late = sum(cut.resumed > 1 for cut in cuts), sum(cut.ended_seconds > ORPHAN_SECONDS for cut in cuts)
     print(
-        f"{len(cuts)} cuts ({sum(cut.silent for cut in cuts)} of them silent): {len(wrong)} wrong; {done} had come through, "
+        f"{len(cuts)} cuts of {given.command} ({sum(cut.silent for cut in cuts)} of them silent): {len(wrong)} wrong; {done} had come through, "
         f"{sum(cut.launches > 0 for cut in cuts)} kept launches, {resumed} were taken up again to the end, {again} of them by a second call; "
         f"told after {max(cut.seconds for cut in cuts):.1f} s at most, nothing ran {max(cut.ended_seconds for cut in cuts):.1f} s "
         f"later at most ({late} later than {ORPHAN_SECONDS:g} s, for want of a processor); "
@@ -136,14 +148,15 @@ def swept(
     silent: int,
     resume_every: int,
     *,
+    command: str = "bench",
     home: Path | None = None,
     kept: Path | None = None,
 ) -> list[Cut]:
     """Cut at so many positions, half of them with everything to be sent; with `kept`, those that are not in that file yet."""
     work.mkdir(exist_ok=True)
-    sweep = Sweep(work, device, home or work / "host")
+    sweep = {"bench": Sweep, "compile": CompileSweep, "size": SizeSweep}[command](work, device, home or work / "host")
     every = max(1, positions // silent) if silent else positions + 1
-    asked = [positions, silent, resume_every]
+    asked = [command, positions, silent, resume_every]
     places, cuts = _already_cut(kept, asked)
     if not places:
         places = [(after, False) for after in _positions(sweep.whole(keep=False), positions - positions // 2)]
@@ -168,14 +181,14 @@ def _keep(kept: Path | None, entry: dict[str, object]) -> None:
             stream.write(json.dumps(entry) + "\n")
 
 
-def _already_cut(kept: Path | None, asked: list[int]) -> tuple[list[tuple[int, bool]], dict[int, Cut]]:
+def _already_cut(kept: Path | None, asked: list[str | int]) -> tuple[list[tuple[int, bool]], dict[int, Cut]]:
     """Return the places of an earlier call that was asked the same, and its cuts by number; nothing where there was none."""
     if kept is None or not kept.exists():
         return [], {}
     head, *rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     if head["asked"] != asked:
         sys.exit(
-            f"`{kept}` holds cuts of {head['asked']}, and not of {asked} (positions, silent, resume every): remove it"
+            f"`{kept}` holds cuts of {head['asked']}, and not of {asked} (command, positions, silent, resume every): remove it"
         )
     cuts = {row["number"]: Cut(**{**row, "wrong": tuple(row["wrong"])}) for row in rows}
     return [(after, keep) for after, keep in head["places"]], cuts
@@ -250,7 +263,7 @@ class Sweep:
         wrong += self._wrong_result(said)
         launches = len(self._run.launches()) if self._run.path.exists() else 0
         resumed = 0
-        if said == "lost" and (launches > 0 or resume) and self._run.path.exists():
+        if said == "lost" and self._goes_on(launches, resume=resume):
             resumed, unable = self._resumed(keep=keep)
             wrong += unable
         return Cut(
@@ -266,6 +279,9 @@ class Sweep:
             wrong=tuple(wrong),
             commit=self._commit,
         )
+
+    def _goes_on(self, launches: int, *, resume: bool) -> bool:
+        return (launches > 0 or resume) and self._run.path.exists()
 
     def _wrong_result(self, said: str) -> list[str]:
         if said == "lost":
@@ -299,13 +315,16 @@ class Sweep:
             shutil.rmtree(self._device.home / ".cache", ignore_errors=True)
 
     def _bench(self, port: int, *, keep: bool, resume: Path | None = None) -> None:
+        self._reach(port)
+        bench_on(transport_of("device"), [self._bundle], self._output, self._options, resume=resume, keep=keep, ssh=SSH)
+
+    def _reach(self, port: int) -> None:
         self._known.unlink(missing_ok=True)
         self._device.trust(self._known)
         self._device.trust(self._known, port=port)
         # One name for the device, whatever proxy leads to it: `--resume` is for the same device.
         config = f"Host device\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n"
         (self._known.parent / "config").write_text(config, encoding="utf-8")
-        bench_on(transport_of("device"), [self._bundle], self._output, self._options, resume=resume, keep=keep, ssh=SSH)
 
     def _ends(self) -> float | None:
         """Return after how many seconds nothing of the device ran any more; None where something could have ended and did not."""
@@ -318,6 +337,89 @@ class Sweep:
                 return None
             time.sleep(0.05)
         return time.monotonic() - began
+
+
+class _OneAnswer(Sweep):
+    """Cuts a command that writes its output at the end or not at all; what goes on is the same command again."""
+
+    def _goes_on(self, launches: int, *, resume: bool) -> bool:
+        return resume
+
+    def _wrong_result(self, said: str) -> list[str]:
+        found = sorted(path.name for path in self._output.parent.iterdir())
+        if said == "lost":
+            return [f"something is there: {', '.join(found)}"] if found else []
+        try:
+            self._check()
+        except EdgebertError as error:
+            return [f"done, and {error.what}"]
+        return [] if found == [self._output.name] else [f"done, and beside it there is {', '.join(found)}"]
+
+    def _resumed(self, *, keep: bool) -> tuple[int, list[str]]:
+        self._bench(self._device.port, keep=keep)
+        return 1, self._wrong_result("done")
+
+    def _forget(self, *, keep: bool) -> None:
+        super()._forget(keep=keep)
+        shutil.rmtree(self._output.parent, ignore_errors=True)
+        self._output.parent.mkdir()
+
+    def _check(self) -> None:
+        """Return only if the output is whole."""
+        raise NotImplementedError
+
+
+class CompileSweep(_OneAnswer):
+    """Compiles for one device again and again."""
+
+    def __init__(self, work: Path, device: Device, home: Path) -> None:
+        super().__init__(work, device, home)
+        self._output = work / "out" / "tiny.edgebert"
+        self._graph = write_graph(work / "tiny.onnx")
+
+    def _bench(self, port: int, *, keep: bool, resume: Path | None = None) -> None:
+        self._reach(port)
+        options = CompileOptions(targets=("cpu",), canary="synthetic", force=True)
+        bundle_on(transport_of("device"), self._graph, self._output, options, keep=keep, ssh=SSH)
+
+    def _check(self) -> None:
+        Classifier(self._output).close()
+
+
+class SizeSweep(_OneAnswer):
+    """Measures one untrained student on one device again and again."""
+
+    def __init__(self, work: Path, device: Device, home: Path) -> None:
+        super().__init__(work, device, home)
+        self._output = work / "out" / "sizes.json"
+
+    def _bench(self, port: int, *, keep: bool, resume: Path | None = None) -> None:
+        from edgebert.remote.size import sizes_on
+        from edgebert.train.sizing import SizeOptions
+
+        self._reach(port)
+        options = SizeOptions(
+            image_size=8,
+            target="cpu",
+            budget_ms=1000.0,
+            shapes=("d32-l2-h2-r2",),
+            threads=1,
+            timed_images=4,
+            force=True,
+        )
+        sizes_on(transport_of("device"), "digits", options, self._output, keep=keep, ssh=SSH)
+
+    def _check(self) -> None:
+        fields = Fields(parse_json_object(self._output.read_bytes(), what="the table"), what="the table")
+        if fields.text("proposed") != "d32-l2-h2-r2":
+            raise BadDataError(f"the table proposes `{fields.text('proposed')}`")
+
+
+def write_graph(path: Path) -> Path:
+    """Write the graph of a tiny classifier, and return its path."""
+    tiny = linear(1)
+    path.write_bytes(bytes_of_model(with_metadata(onnx.load_from_string(tiny.graph()), tiny.card, ())))
+    return path
 
 
 def _waited(number: int) -> float:

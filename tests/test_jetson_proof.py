@@ -289,15 +289,3 @@ def test_described_refuses_a_python_that_is_not_bare(
         return
     with pytest.raises(ValueError, match="typer, torch"):
         bare.described(Path("python"))
-
-
-@pytest.mark.slow
-def test_links_cut_at_eight_positions_end_in_a_correct_verdict(
-    cuts: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HOME", "SSH_AUTH_SOCK"):  # restored after the test: the sweep sets them
-        monkeypatch.setenv(name, str(tmp_path))
-    kept = tmp_path / "cuts.jsonl"
-    assert cuts.main(["--positions", "8", "--silent", "2", "--kept", str(kept)]) == 0
-    assert "8 cuts (2 of them silent): 0 wrong" in capsys.readouterr().out
-    assert len([json.loads(line) for line in kept.read_text().splitlines()]) == 9
