@@ -25,7 +25,8 @@ from typing import IO, TYPE_CHECKING, Literal, Protocol, TypeAlias
 from edgebert._json import Fields, JsonObject
 from edgebert._out_of_memory import says_out_of_memory
 from edgebert._progress import Progress
-from edgebert.bench.out_of_memory import oom_kills
+from edgebert.bench.child import last_words
+from edgebert.bench.out_of_memory import counted_since, oom_kills
 from edgebert.bench.protocol import error_from_message, read_message, write_message
 from edgebert.bench.worker_process import worker_environment
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
@@ -41,8 +42,6 @@ CHILD_COMMAND = (sys.executable, "-m", "edgebert.export.engine_child")
 _MIB = 1 << 20
 _LOOK_SECONDS = 0.2  # between two looks at memory, and at whether the child still runs
 _END_SECONDS = 5.0  # for a child that has answered to end
-_COUNTER_SECONDS = 1.0  # for the kernel to count what it has ended
-_LAST_BYTES = 4000  # of stderr, in a message
 _RUN_SECONDS = 300.0  # to load TensorRT and one engine, on a small board whose disk is slow
 _AROUND = "`--optimization-level 2`, or another `--typing`, may go around a fault of TensorRT's"
 
@@ -201,10 +200,17 @@ class _Child:
         """Show progress until the answer, and return it."""
         until, shown = time.monotonic() + timeout_s, 0
         while True:
+            # The end of the child closes its pipe, but for a process that it has started and that holds it; so it is looked at as well.
+            ended = self._process.poll() is not None
+            left = until - time.monotonic()
             try:
-                message = self._answers.get(timeout=max(0.0, until - time.monotonic()))
+                message = self._answers.get(timeout=_END_SECONDS if ended else max(0.0, min(_LOOK_SECONDS, left)))
             except queue.Empty:
-                raise self._too_slow(timeout_s) from None
+                if ended:
+                    raise self._died() from None
+                if left <= _LOOK_SECONDS:
+                    raise self._too_slow(timeout_s) from None
+                continue
             if message is None:
                 raise self._died()
             if isinstance(message, BadDataError):
@@ -245,8 +251,11 @@ class _Child:
 
     def _kill(self) -> None:
         if self._process.returncode is None:  # not waited for, so its number is still its own
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -287,11 +296,13 @@ class _Child:
         """Return the explanation of a child that ended without an answer."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_END_SECONDS)
-        code, said = self._process.returncode, self._last_words()
+        if self._threads[0].is_alive():  # what it has started holds its output
+            self._kill_group()
+        code, said = self._process.returncode, last_words(self._stderr)
         what = {"build": "the build", "run": "the engine's first run"}[self._task]
         expected = f"free memory, which the CPU and the GPU of a Jetson share; {self.peak().to_text()}"
         if code == -signal.SIGKILL:
-            counted = self._system_ran_out_of_memory()
+            counted = counted_since(self._oom_kills)
             by = f"the system ended {what} because memory ran out" if counted else f"{what} was killed (signal 9)"
             doubt = (
                 "" if counted else ", which is how the system ends a process when memory is short; it has counted none"
@@ -310,22 +321,6 @@ class _Child:
         return EdgebertError(
             what, expected=f"{wanted}; its last words were `{said}`; {self.peak().to_text()}", hint=_AROUND
         )
-
-    def _system_ran_out_of_memory(self) -> bool:
-        until = time.monotonic() + _COUNTER_SECONDS
-        while self._oom_kills is not None:
-            if (oom_kills() or 0) > self._oom_kills:
-                return True
-            if time.monotonic() > until:
-                break
-            time.sleep(0.05)
-        return False
-
-    def _last_words(self) -> str:
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _LAST_BYTES))
-        lines = self._stderr.read().decode("utf-8", "replace").split("\n")
-        return " / ".join(line.strip() for line in lines[-6:] if line.strip()) or "nothing"
 
 
 def _kib(file: Path, key: str) -> int | None:

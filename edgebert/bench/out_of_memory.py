@@ -7,11 +7,13 @@ library that cannot allocate says so in its own words (`edgebert._out_of_memory`
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from edgebert._out_of_memory import says_out_of_memory
 from edgebert.errors import MemoryExhaustedError
 
+_COUNTER_SECONDS = 1.0  # for the kernel to count what it has ended
 MORE_MEMORY = "free memory, or take fewer arms at a time, fewer `--images` or fewer `--threads`"
 
 
@@ -37,6 +39,18 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     """
     found = [count for path, key in _counters(root) if (count := _count(path, key)) is not None]
     return sum(found) if found else None
+
+
+def counted_since(before: int | None) -> bool:
+    """Say whether the kernel has ended a process for lack of memory since `oom_kills` said `before`; it counts a little later."""
+    until = time.monotonic() + _COUNTER_SECONDS
+    while before is not None:
+        if (oom_kills() or 0) > before:
+            return True
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    return False
 
 
 def _counters(root: Path) -> list[tuple[Path, str]]:

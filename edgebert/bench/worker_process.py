@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 import edgebert
 from edgebert._json import Fields, JsonObject
 from edgebert._out_of_memory import says_out_of_memory
-from edgebert.bench.out_of_memory import MORE_MEMORY, oom_kills
+from edgebert.bench.out_of_memory import MORE_MEMORY, counted_since, oom_kills
 from edgebert.bench.protocol import error_from_message, read_message, write_message
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
 
@@ -45,7 +45,6 @@ _STDERR_LINES = 20
 _STDERR_LINE_CHARACTERS = 500
 _END_SECONDS = 5.0  # for a worker to leave after its stdin closed, before it is killed
 _LOOK_SECONDS = 0.5  # between two looks at whether a worker that does not answer still runs
-_COUNTER_SECONDS = 1.0  # for the kernel to count what it has ended
 
 
 class WorkerProcess:
@@ -237,7 +236,7 @@ class WorkerProcess:
         code = self._process.returncode
         what = f"arm `{self._name}` ended ({_ending(code)}) while it was asked to `{kind}`"
         killed = code is not None and code == -getattr(signal, "SIGKILL", 9)
-        if killed and self._system_ran_out_of_memory():
+        if killed and counted_since(self._oom_kills):
             return MemoryExhaustedError(
                 f"{what}: the system ended it because memory ran out", expected=self._last_words(), hint=MORE_MEMORY
             )
@@ -246,17 +245,6 @@ class WorkerProcess:
         if killed:
             what += "; that is how the system ends a process when memory is short, but it has counted none"
         return EdgebertError(what, expected=self._last_words())
-
-    def _system_ran_out_of_memory(self) -> bool:
-        """Say whether the kernel has ended a process for lack of memory since the worker was started."""
-        until = time.monotonic() + _COUNTER_SECONDS
-        while self._oom_kills is not None:
-            if (oom_kills() or 0) > self._oom_kills:
-                return True
-            if time.monotonic() > until:
-                break
-            time.sleep(0.05)
-        return False
 
     def _kill_group(self) -> None:
         if sys.platform != "win32":

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import IO
 
 from edgebert._json import Fields, JsonObject
 from edgebert._out_of_memory import says_out_of_memory
-from edgebert.bench.out_of_memory import oom_kills
+from edgebert.bench.child import last_words
+from edgebert.bench.out_of_memory import counted_since, oom_kills
 from edgebert.bench.protocol import read_message, write_message
 from edgebert.bench.worker_process import worker_environment
 from edgebert.errors import BadDataError, EdgebertError, MemoryExhaustedError
@@ -25,8 +25,6 @@ from edgebert.runtime.tensorrt_errors import FREE_MEMORY
 
 CHILD_COMMAND = (sys.executable, "-m", "edgebert.jetson_check.child")
 
-_LAST_BYTES = 4000  # of stderr, in a message
-_LAST_LINES = 4
 _REPORT_IT = "attach the file of this check to a report; the system's own words: sudo dmesg | tail -n 40"
 
 
@@ -60,14 +58,14 @@ def answer_of(task: str, content: JsonObject, *, timeout_s: float, command: Sequ
         except subprocess.TimeoutExpired:
             raise EdgebertError(
                 f"`{task}` did not end within {timeout_s:.0f} s: it hangs, and was ended",
-                expected=f"an answer; the last words were `{_last_words(errors)}`",
+                expected=f"an answer; the last words were `{last_words(errors)}`",
                 hint=_REPORT_IT,
             ) from None
         finally:
             _end(process)
         answer = _message(said)
         if answer is None:
-            raise _died(task, process.returncode, _last_words(errors), kills)
+            raise _died(task, process.returncode, last_words(errors), kills)
         return answer
 
 
@@ -90,18 +88,18 @@ def _message(said: bytes) -> Fields | None:
         return None
 
 
-def _died(task: str, code: int, last_words: str, kills: int | None) -> EdgebertError:
+def _died(task: str, code: int, words: str, kills: int | None) -> EdgebertError:
     """Return the explanation of a process that ended without an answer."""
-    expected = f"an answer; the last words were `{last_words}`"
+    expected = f"an answer; the last words were `{words}`"
     if code == -signal.SIGKILL:
-        counted = kills is not None and (oom_kills() or 0) > kills
+        counted = counted_since(kills)
         doubt = (
             "" if counted else "; that is how the system ends a process when memory is short, but it has counted none"
         )
         return MemoryExhaustedError(
             f"the process of `{task}` was killed (signal 9){doubt}", expected=expected, hint=FREE_MEMORY
         )
-    if says_out_of_memory(last_words):
+    if says_out_of_memory(words):
         return MemoryExhaustedError(f"memory ran out in the process of `{task}`", expected=expected, hint=FREE_MEMORY)
     return EdgebertError(f"the process of `{task}` crashed ({_ending(code)})", expected=expected, hint=_REPORT_IT)
 
@@ -113,10 +111,3 @@ def _ending(code: int) -> str:
         return f"signal {-code}, {signal.Signals(-code).name}"
     except ValueError:
         return f"signal {-code}"
-
-
-def _last_words(errors: IO[bytes]) -> str:
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - _LAST_BYTES))
-    lines = errors.read().decode("utf-8", "replace").split("\n")
-    return " / ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:]) or "nothing"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from edgebert.bench import out_of_memory
 from edgebert.errors import (
     EdgebertError,
     MemoryExhaustedError,
@@ -170,9 +171,9 @@ def test_a_build_that_the_system_killed_is_explained(
     device: Device, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: bool
 ) -> None:
     device(dies="SIGKILL")
-    counts = iter([3] + [4 if counted else 3] * 100_000)
-    monkeypatch.setattr(engine_process, "oom_kills", lambda: next(counts))
-    monkeypatch.setattr(engine_process, "_COUNTER_SECONDS", 0.1)
+    monkeypatch.setattr(engine_process, "oom_kills", lambda: 3)
+    monkeypatch.setattr(out_of_memory, "oom_kills", lambda: 4 if counted else 3)
+    monkeypatch.setattr(out_of_memory, "_COUNTER_SECONDS", 0.1)
     with pytest.raises(MemoryExhaustedError) as caught:
         build_engine(toy.graph(), options(tmp_path, typing="strong"))
     error = caught.value
@@ -430,6 +431,11 @@ def test_an_engine_that_was_not_measured_cannot_be_judged(both: EngineReport) ->
         ("time.sleep(60)", EdgebertError, "did not answer one image within 1 s"),
         ("print('x', flush=True); time.sleep(60)", EdgebertError, "process of the run broke the protocol"),
         ("write_message(sys.stdout.buffer, 'built', 1, {}); time.sleep(60)", EdgebertError, "says `built`"),
+        (
+            "import subprocess; subprocess.Popen(['sleep', '60'], stderr=subprocess.DEVNULL); os._exit(3)",
+            EdgebertError,
+            r"crashes where it is first run \(exit code 3\)",
+        ),
         ("os.kill(os.getpid(), 9)", MemoryExhaustedError, "the engine's first run was killed"),
     ],
 )

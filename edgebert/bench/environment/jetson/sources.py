@@ -9,6 +9,7 @@ On any other computer they have no columns, and no reasons why not: nobody misse
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -40,9 +41,9 @@ class JetsonSource(Source):
         if is_jetson(files):
             self._find_here(files)
 
+    @abstractmethod
     def _find_here(self, files: SystemFiles) -> None:
         """Open what there is on a Jetson."""
-        raise NotImplementedError
 
     def _expected(self, files: SystemFiles) -> tuple[str, ...]:
         return self.wanted if is_jetson(files) else ()
@@ -58,8 +59,9 @@ class _Files(JetsonSource):
         self._values: list[Callable[[], int]] = []
         self._add_columns(files)
 
+    @abstractmethod
     def _add_columns(self, files: SystemFiles) -> None:
-        raise NotImplementedError
+        """Add a column for each file that is there."""
 
     def _add(self, files: SystemFiles, name: str, path: str, *, divisor: int = 1) -> None:
         reader = self._open(files, path)
